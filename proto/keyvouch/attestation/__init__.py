@@ -1,0 +1,30 @@
+"""Verification of WebAuthn ceremonies: one entry for registrations, one for assertions.
+
+    parse    bytes to structure         keyvouch.webauthn
+    verify   structure to evidence      verify_registration, verify_assertion
+    decide   evidence to allow/refuse   keyvouch.assurance and the server's policy
+
+Nothing here returns a bool, reads a clock, draws entropy or touches a file or a network.
+"""
+
+from keyvouch.attestation.assertion import verify_assertion
+from keyvouch.attestation.evidence import (
+    AttestationEvidence,
+    AttestationRequirement,
+    CredentialRecord,
+    TrustAnchor,
+    VerifiedAssertion,
+    VerifiedRegistration,
+)
+from keyvouch.attestation.registration import verify_registration
+
+__all__ = [
+    "AttestationEvidence",
+    "AttestationRequirement",
+    "CredentialRecord",
+    "TrustAnchor",
+    "VerifiedAssertion",
+    "VerifiedRegistration",
+    "verify_assertion",
+    "verify_registration",
+]

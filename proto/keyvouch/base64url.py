@@ -1,0 +1,29 @@
+"""base64url without padding, in its one canonical spelling (RFC 4648 sections 3.5 and 5).
+
+Not here: any other base64. Whatever has padding, another alphabet, blanks or stray last bits is refused.
+"""
+
+from __future__ import annotations
+
+import binascii
+
+__all__ = ["decode", "encode"]
+
+_TO_URL = bytes.maketrans(b"+/", b"-_")
+_FROM_URL = bytes.maketrans(b"-_", b"+/")
+
+
+def encode(data: bytes) -> str:
+    """Encode `data`; ASCII letters, digits, `-` and `_` only."""
+    return binascii.b2a_base64(data, newline=False).translate(_TO_URL).rstrip(b"=").decode("ascii")
+
+
+def decode(text: str) -> bytes:
+    """Decode canonical base64url. Raises `ValueError` for every other spelling."""
+    try:
+        data = binascii.a2b_base64(text.encode("ascii").translate(_FROM_URL) + b"==")
+    except ValueError:  # of either step: the text is not ASCII, or no multiple of four characters
+        data = None
+    if data is None or encode(data) != text:
+        raise ValueError("This is not canonical base64url without padding.")
+    return data

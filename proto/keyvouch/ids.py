@@ -1,0 +1,62 @@
+"""Identifiers: opaque, typed, never reused.
+
+An id is a short prefix, an underscore and 128 random bits in lower-case base32 without padding
+(RFC 4648 section 6), so it can be read aloud, sorted by kind and pasted into a shell. Entropy is an
+argument: nothing here draws any.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import NewType
+
+from keyvouch.errors import MalformedError, Reason
+
+TenantId = NewType("TenantId", str)
+UserId = NewType("UserId", str)
+DeviceId = NewType("DeviceId", str)
+RegistrationId = NewType("RegistrationId", str)
+SignInId = NewType("SignInId", str)
+PromptId = NewType("PromptId", str)
+SessionId = NewType("SessionId", str)
+AccessPassId = NewType("AccessPassId", str)
+CredentialId = NewType("CredentialId", bytes)
+ServerId = NewType("ServerId", bytes)
+"""SHA-256 of the DER SubjectPublicKeyInfo of the server's identity key, 32 bytes."""
+
+TENANT, USER, DEVICE, REGISTRATION, SIGN_IN, PROMPT, SESSION, ACCESS_PASS = (
+    "ten",
+    "usr",
+    "dev",
+    "reg",
+    "sin",
+    "prm",
+    "ses",
+    "tap",
+)
+
+ID_ENTROPY = 16
+"""Random bytes in an id."""
+
+_SHAPE = re.compile(r"([a-z]{3})_[a-z2-7]{26}")
+
+
+def new_id(prefix: str, entropy: bytes) -> str:
+    """Make an id of kind `prefix` from 16 random bytes."""
+    if len(entropy) != ID_ENTROPY:
+        raise ValueError(f"an id needs {ID_ENTROPY} random bytes, got {len(entropy)}")
+    return f"{prefix}_{base64.b32encode(entropy).decode('ascii').rstrip('=').lower()}"
+
+
+def check_id(value: str, prefix: str) -> str:
+    """Return `value` if it is a well-formed id of kind `prefix`, else raise `MalformedError`."""
+    match = _SHAPE.fullmatch(value)
+    if match is None or match.group(1) != prefix:
+        raise MalformedError(
+            Reason.FIELD_INVALID,
+            f"This is not an id of the expected kind: it should look like {prefix}_ and 26 letters or digits.",
+            fix="Copy the id again from where it was shown.",
+            metadata={"expected": prefix},
+        )
+    return value

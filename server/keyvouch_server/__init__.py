@@ -1,0 +1,3 @@
+"""The Keyvouch verification server."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,186 @@
+"""The `keyvouch-server` command: init, serve, backup, check, recover."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from keyvouch.errors import KeyvouchError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 done, 1 refused or failed, 2 wrong usage."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return _COMMANDS[arguments.command](arguments)
+    except KeyvouchError as error:
+        _complain(error, as_json=arguments.json)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="keyvouch-server",
+        description="Keyvouch verification server: sign-in without passwords, by keys that stay in devices.",
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--data", type=Path, required=True, help="the server's data directory")
+    common.add_argument("--json", action="store_true", help="print JSON for programs")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    init = commands.add_parser(
+        "init", parents=[common], help="make a server: keys, store, first tenant and administrator"
+    )
+    init.add_argument("--tenant", required=True, help="name of the first tenant")
+    init.add_argument("--administrator", required=True, help="login name of its first Global Administrator")
+    init.add_argument(
+        "--host",
+        action="append",
+        default=[],
+        help="a name or address clients reach the server by (repeatable; default: localhost)",
+    )
+    init.add_argument(
+        "--public-listen", default="127.0.0.1:7443", help="address of the public listener (default: %(default)s)"
+    )
+    init.add_argument(
+        "--device-listen", default="127.0.0.1:7444", help="address of the device listener (default: %(default)s)"
+    )
+
+    commands.add_parser("serve", parents=[common], help="run the server until it is told to stop")
+    backup = commands.add_parser(
+        "backup", parents=[common], help="copy the store to a file, also while the server runs"
+    )
+    backup.add_argument("--to", type=Path, required=True, help="the file to write")
+    commands.add_parser("check", parents=[common], help="check the store from end to end")
+    recover = commands.add_parser(
+        "recover", parents=[common], help="a one-time access pass for a locked-out administrator"
+    )
+    recover.add_argument("--tenant", required=True, help="name of the administrator's tenant")
+    recover.add_argument("--administrator", required=True, help="login name of the administrator")
+    return parser
+
+
+def _version() -> str:
+    from keyvouch_server import __version__
+
+    return f"keyvouch-server {__version__}"
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    from keyvouch_server.bootstrap import init
+    from keyvouch_server.config import ServerConfig
+
+    hosts = tuple(arguments.host) or ("localhost", "127.0.0.1", "::1")
+    config = ServerConfig(
+        public_listen=arguments.public_listen,
+        device_listen=arguments.device_listen,
+        hosts=hosts,
+        device_endpoint=f"{hosts[0]}:{arguments.device_listen.rpartition(':')[2]}",
+        rp_id=hosts[0],
+        issuer=f"https://{hosts[0]}",
+    )
+    founded = init(arguments.data, config, arguments.tenant, arguments.administrator)
+    made = founded.access_pass
+    report = {
+        "data": str(arguments.data),
+        "ca": str(arguments.data / "ca.pem"),
+        "tenant": founded.tenant.name,
+        "administrator": founded.administrator.username,
+        "access_pass": made.code,
+        "access_pass_minutes": made.viewed.found.lifetime_minutes,
+    }
+    if arguments.json:
+        print(json.dumps(report))
+        return 0
+    print(f"The server is ready in {arguments.data}. Only its owner can read it: back it up, share it with nobody.")
+    print(f"  tenant         {founded.tenant.name}")
+    print(f"  administrator  {founded.administrator.username}")
+    print(f"  access pass    {made.code}   shown once, good for {made.viewed.found.lifetime_minutes} minutes")
+    print(f"  clients trust  {arguments.data / 'ca.pem'}")
+    print("Next:")
+    print(f"  keyvouch-server serve --data {arguments.data}")
+    print(
+        f"  keyvouch-agent enroll --server {hosts[0]}:{arguments.public_listen.rpartition(':')[2]}"
+        f" --ca {arguments.data / 'ca.pem'} --tenant {founded.tenant.name} --user {founded.administrator.username}"
+    )
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from keyvouch_server.serving import serve_until_signalled
+
+    return serve_until_signalled(arguments.data, as_json=arguments.json)
+
+
+def _backup(arguments: argparse.Namespace) -> int:
+    from keyvouch_server.bootstrap import DATABASE
+    from keyvouch_server.stores.sqlite_upkeep import backup
+
+    backup(arguments.data / DATABASE, arguments.to)
+    report = {"backup": str(arguments.to), "bytes": arguments.to.stat().st_size}
+    text = (
+        f"The store was copied to {arguments.to} ({report['bytes']} bytes). "
+        f"Keep the keys in {arguments.data} with it: one is useless without the other."
+    )
+    print(json.dumps(report) if arguments.json else text)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from keyvouch_server.bootstrap import DATABASE
+    from keyvouch_server.stores.sqlite_upkeep import check
+
+    problems = check(arguments.data / DATABASE).problems
+    if arguments.json:
+        print(json.dumps({"ok": not problems, "problems": list(problems)}))
+    elif not problems:
+        print("The store is sound: structure, references and every rule between records hold.")
+    else:
+        print(f"The store has {len(problems)} problems. Stop the server and restore a backup.")
+        for problem in problems:
+            print(f"  {problem}")
+    return 1 if problems else 0
+
+
+def _recover(arguments: argparse.Namespace) -> int:
+    import asyncio
+
+    from keyvouch_server.bootstrap import recover
+
+    made = asyncio.run(recover(arguments.data, arguments.tenant, arguments.administrator))
+    minutes = made.viewed.found.lifetime_minutes
+    if arguments.json:
+        print(json.dumps({"access_pass": made.code, "access_pass_minutes": minutes}))
+    else:
+        print(f"Access pass for {made.viewed.user.username}: {made.code}")
+        print(f"Shown once, usable once, good for {minutes} minutes.")
+    return 0
+
+
+def _complain(error: KeyvouchError, *, as_json: bool) -> None:
+    document: Mapping[str, Any] = {
+        "kind": type(error).__name__,
+        "reason": error.reason.value,
+        "message": error.message,
+        "fix": error.fix,
+    }
+    print(json.dumps({"error": document}) if as_json else f"keyvouch-server: {error}", file=sys.stderr)
+
+
+_COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "init": _init,
+    "serve": _serve,
+    "backup": _backup,
+    "check": _check,
+    "recover": _recover,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

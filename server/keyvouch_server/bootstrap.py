@@ -1,0 +1,277 @@
+"""The composition root: the only module that knows every part, and the only one that makes them.
+
+init     a data directory: identity key and certificate, token key, pepper, configuration, store, first tenant
+open     the same directory as a running `App`, without listeners
+serve    listeners, sweep, until told to stop
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from keyvouch.errors import KeyvouchError, UnavailableError
+from keyvouch.tokens import verify_access_token
+from keyvouch_server.config import FILE, ServerConfig, broken, load_config
+from keyvouch_server.device_authority import DeviceAuthority, found_authority, private_pem
+from keyvouch_server.keyring import Keyring
+from keyvouch_server.ports import Clock, Entropy, Store
+from keyvouch_server.relay import Relay
+from keyvouch_server.stores.sqlite import SqliteStore
+from keyvouch_server.use_cases.access_passes import AccessPasses, CreatedPass
+from keyvouch_server.use_cases.administration import Administration, FoundedTenant
+from keyvouch_server.use_cases.devices import Devices
+from keyvouch_server.use_cases.registration import Registrations
+from keyvouch_server.use_cases.sessions import Sessions
+from keyvouch_server.use_cases.sign_in import SignIns
+from keyvouch_server.use_cases.world import Caller, ServerFacts, World
+
+DATABASE: Final = "keyvouch.db"
+SWEEP_SECONDS: Final = 1.0
+"""How often requests that ran out of time are ended."""
+GRACE_SECONDS: Final = 5.0
+
+_IDENTITY_KEY, _CA, _TOKEN_KEY, _PEPPER = "identity.key", "ca.pem", "token.key", "pepper.key"
+_log = logging.getLogger("keyvouch.server")
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> int:
+        """See `ports.Clock`."""
+        return int(time.time())
+
+
+class SystemEntropy:
+    """The operating system's random bytes."""
+
+    def token(self, size: int) -> bytes:
+        """See `ports.Entropy`."""
+        return secrets.token_bytes(size)
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """Everything of one server, put together."""
+
+    config: ServerConfig
+    store: Store
+    world: World
+    relay: Relay
+    keyring: Keyring
+    authority: DeviceAuthority
+    sessions: Sessions
+    sign_ins: SignIns
+    registrations: Registrations
+    passes: AccessPasses
+    devices: Devices
+    administration: Administration
+
+    async def authenticate(self, token: str) -> Caller:
+        """Who holds this access token: its signature, then the session as the store knows it now."""
+        claims = verify_access_token(
+            token,
+            keys=self.keyring.token_keys,
+            issuer=self.world.facts.issuer,
+            audience=None,
+            now=self.world.clock.now(),
+        )
+        return await self.sessions.caller(claims.session_id)
+
+
+def init(data: Path, config: ServerConfig, tenant: str, administrator: str) -> FoundedTenant:
+    """Make a data directory. Either all of it comes to be, or `data` is left as it was."""
+    if (data / FILE).exists():
+        raise broken(f"{data} holds a server already", "Choose another directory, or serve this one.")
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if any(data.iterdir()):
+        raise broken(f"{data} is not empty", "Choose an empty or new directory.")
+    data.chmod(0o700)
+    try:
+        return asyncio.run(_init(data, config, tenant, administrator))
+    except BaseException:
+        for left in data.iterdir():
+            left.unlink()
+        raise
+
+
+async def _init(data: Path, config: ServerConfig, tenant: str, administrator: str) -> FoundedTenant:
+    key, certificate = found_authority(SystemClock().now())
+    _write(data / _IDENTITY_KEY, private_pem(key))
+    _write(data / _CA, certificate.public_bytes(serialization.Encoding.PEM))
+    _write(data / _TOKEN_KEY, private_pem(ec.generate_private_key(ec.SECP256R1())))
+    _write(data / _PEPPER, secrets.token_bytes(32))
+    app = assemble(data, config, SqliteStore.open(data / DATABASE))
+    try:
+        founded = await app.administration.found(tenant, administrator)
+    finally:
+        await app.store.close()
+    _write(data / FILE, config.toml().encode())
+    return founded
+
+
+def _write(path: Path, content: bytes) -> None:
+    """A new file that only its owner can read, on disk before this returns."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(handle)
+
+
+def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError) as error:
+        raise broken(f"{path} cannot be read: {error}", "Restore it from your backup.") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise broken(f"{path} is not an EC key", "Restore it from your backup.")
+    return key
+
+
+def _check_private(data: Path) -> None:
+    """Secrets that others can read are secrets no more."""
+    for path in (data, data / _IDENTITY_KEY, data / _TOKEN_KEY, data / _PEPPER):
+        if path.exists() and path.stat().st_mode & 0o077:
+            raise broken(f"others can read {path}", f"Run: chmod go-rwx {path}")
+
+
+def assemble(
+    data: Path, config: ServerConfig, store: Store, *, clock: Clock | None = None, entropy: Entropy | None = None
+) -> App:
+    """Put a server together over an open store."""
+    _check_private(data)
+    clock, entropy = clock or SystemClock(), entropy or SystemEntropy()
+    try:
+        certificate = x509.load_pem_x509_certificate((data / _CA).read_bytes())
+        pepper = (data / _PEPPER).read_bytes()
+    except (OSError, ValueError) as error:
+        raise broken(f"the keys in {data} cannot be read: {error}", "Restore them from your backup.") from None
+    authority = DeviceAuthority(_read_key(data / _IDENTITY_KEY), certificate, clock)
+    keyring = Keyring(_read_key(data / _TOKEN_KEY), pepper, authority)
+    relay = Relay()
+    facts = ServerFacts(authority.server_id, config.rp_id, config.issuer, config.device_endpoint)
+    world = World(store, clock, entropy, keyring, relay, facts)
+    sessions = Sessions(world)
+    passes = AccessPasses(world, sessions)
+    devices = Devices(world, sessions)
+    return App(
+        config=config,
+        store=store,
+        world=world,
+        relay=relay,
+        keyring=keyring,
+        authority=authority,
+        sessions=sessions,
+        sign_ins=SignIns(world, sessions),
+        registrations=Registrations(world),
+        passes=passes,
+        devices=devices,
+        administration=Administration(world, sessions, passes, devices),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that listens."""
+
+    app: App
+    public_port: int
+    device_port: int
+
+
+@asynccontextmanager
+async def running(app: App, *, grace: float = GRACE_SECONDS) -> AsyncIterator[Running]:
+    """Open both listeners and the sweep; on leaving, drain them. The store is the caller's to close."""
+    from keyvouch_server.rpc.interceptors import Gatekeeper  # noqa: PLC0415 - grpc is loaded by serving only
+    from keyvouch_server.rpc.listeners import listen_devices, listen_public  # noqa: PLC0415
+
+    config, gatekeeper = app.config, Gatekeeper(app.authenticate, app.devices.connected)
+    servicers = _servicers(app)
+    key, chain = app.authority.listener_certificate(config.hosts)
+    public_key, public_chain = _public_certificate(config) or (key, chain)
+    public = await listen_public(servicers, gatekeeper, config.public_listen, key=public_key, chain=public_chain)
+    devices = await listen_devices(
+        servicers, gatekeeper, config.device_listen, key=key, chain=chain, root=app.authority.root_pem
+    )
+    sweep = asyncio.create_task(_sweep(app))
+    try:
+        yield Running(app, public.port, devices.port)
+    finally:
+        sweep.cancel()
+        with suppress(asyncio.CancelledError):
+            await sweep
+        await asyncio.gather(public.stop(grace), devices.stop(grace))
+
+
+def _servicers(app: App):  # type: ignore[no-untyped-def] # the type lives in rpc, which is loaded late
+    from keyvouch_server.rpc.administration import AdministrationServicer  # noqa: PLC0415
+    from keyvouch_server.rpc.listeners import Servicers  # noqa: PLC0415
+    from keyvouch_server.rpc.prompts import PromptServicer  # noqa: PLC0415
+    from keyvouch_server.rpc.sessions import EnrolmentServicer, SecurityInfoServicer, SessionServicer  # noqa: PLC0415
+    from keyvouch_server.rpc.sign_in import SignInServicer  # noqa: PLC0415
+
+    return Servicers(
+        sign_in=SignInServicer(app.world, app.sign_ins, app.passes, app.relay),
+        sessions=SessionServicer(app.sessions, app.keyring, app.world.facts),
+        enrolment=EnrolmentServicer(app.registrations, app.world.facts),
+        security_info=SecurityInfoServicer(app.devices, app.relay),
+        administration=AdministrationServicer(app.administration, app.passes, app.devices, app.relay),
+        prompts=PromptServicer(app.world, app.sign_ins, app.devices, app.relay),
+    )
+
+
+def _public_certificate(config: ServerConfig) -> tuple[bytes, bytes] | None:
+    if not config.certificate:
+        return None
+    try:
+        return Path(config.key).read_bytes(), Path(config.certificate).read_bytes()
+    except OSError as error:
+        raise broken(f"the public listener's certificate cannot be read: {error}", "Correct the paths.") from None
+
+
+async def _sweep(app: App) -> None:
+    """End what ran out of time, for as long as the server runs. A store that is away is tried again."""
+    while True:
+        try:
+            await app.sign_ins.expire()
+        except UnavailableError as error:
+            _log.warning("sweep: %s", error.reason)
+        await asyncio.sleep(SWEEP_SECONDS)
+
+
+async def serve(data: Path, *, ready: Callable[[Running], None], stop: asyncio.Event) -> None:
+    """Serve a data directory until `stop` is set."""
+    config = load_config(data)
+    app = assemble(data, config, SqliteStore.open(data / DATABASE))
+    try:
+        async with running(app) as listening:
+            ready(listening)
+            await stop.wait()
+    finally:
+        await app.store.close()
+
+
+async def recover(data: Path, tenant: str, administrator: str) -> CreatedPass:
+    """A one-time access pass for an administrator who is locked out; the server must not be running."""
+    app = assemble(data, load_config(data), SqliteStore.open(data / DATABASE))
+    try:
+        return await app.administration.recover(tenant, administrator)
+    finally:
+        await app.store.close()
+
+
+__all__ = ["App", "KeyvouchError", "Running", "assemble", "init", "recover", "running", "serve"]

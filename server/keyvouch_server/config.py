@@ -1,0 +1,79 @@
+"""The server's configuration: one TOML file in its data directory, read strictly.
+
+[server]
+public_listen   = "0.0.0.0:7443"       clients and enrolment
+device_listen   = "0.0.0.0:7444"       enrolled agents, mutual TLS
+hosts           = ["keys.example.org"] names in the listener certificates
+device_endpoint = "keys.example.org:7444"
+rp_id           = "keys.example.org"   WebAuthn relying party id: never change it, credentials are bound to it
+issuer          = "https://keys.example.org"
+certificate     = "/etc/keyvouch/public.pem"   optional: the public listener's own certificate chain and key,
+key             = "/etc/keyvouch/public.key"   both or neither; without them the server's own authority signs one
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+from keyvouch.errors import KeyvouchError, Reason
+
+FILE: Final = "keyvouch.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """See the module's docstring for each field."""
+
+    public_listen: str
+    device_listen: str
+    hosts: tuple[str, ...]
+    device_endpoint: str
+    rp_id: str
+    issuer: str
+    certificate: str = ""
+    key: str = ""
+
+    def toml(self) -> str:
+        """The file's text. Strings of JSON are strings of TOML."""
+        lines = [f"{name} = {json.dumps(value)}" for name, value in asdict(self).items() if value]
+        return "\n".join(["[server]", *lines, ""])
+
+
+def load_config(data: Path) -> ServerConfig:
+    """Read the configuration of a data directory. Raises `KeyvouchError(CONFIGURATION)`."""
+    path = data / FILE
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise broken(f"{path} does not exist", f"Run: keyvouch-server init --data {data}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise broken(f"{path} cannot be read: {error}", "Correct the file.") from None
+    section = document.get("server")
+    if document.keys() != {"server"} or not isinstance(section, dict):
+        raise broken(f"{path} must have one section, [server]", "Correct the file.")
+    return _checked(path, section)
+
+
+def _checked(path: Path, section: dict[str, Any]) -> ServerConfig:
+    known = {f.name for f in fields(ServerConfig)}
+    unknown = section.keys() - known
+    missing = known - section.keys() - {"certificate", "key"}
+    if unknown or missing:
+        names = ", ".join(sorted(unknown or missing))
+        raise broken(f"{path}: {'unknown' if unknown else 'missing'} settings: {names}", "Correct the file.")
+    hosts = section.pop("hosts")
+    texts = [*section.values(), *(hosts if isinstance(hosts, list) else [None])]
+    if not hosts or not all(isinstance(t, str) for t in texts):
+        raise broken(f"{path}: every setting is a text, hosts a list of texts", "Correct the file.")
+    if bool(section.get("certificate")) != bool(section.get("key")):
+        raise broken(f"{path}: certificate and key belong together", "Set both or neither.")
+    return ServerConfig(hosts=tuple(hosts), **section)
+
+
+def broken(why: str, fix: str) -> KeyvouchError:
+    """The error for a configuration that cannot be used."""
+    return KeyvouchError(Reason.CONFIGURATION, f"The server cannot start: {why}.", fix=fix)

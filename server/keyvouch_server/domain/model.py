@@ -1,0 +1,284 @@
+"""The records the server keeps. One frozen dataclass per table; field names are column names.
+
+Instants are whole seconds since the epoch on the server's clock, and 0 where they have not come to pass.
+Secrets are never here in clear: tokens as SHA-256, access passes as a keyed hash. Not here: what the records
+may do (the sibling modules) and how they are stored (`stores`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from keyvouch.ids import (
+    AccessPassId,
+    CredentialId,
+    DeviceId,
+    PromptId,
+    RegistrationId,
+    SessionId,
+    SignInId,
+    TenantId,
+    UserId,
+)
+
+NO_DEVICE = DeviceId("")
+NO_SESSION = SessionId("")
+"""Fillers for columns whose value is not known yet."""
+
+
+class Role(StrEnum):
+    """A user's role in its tenant. Names follow the model product's."""
+
+    USER = "user"
+    GLOBAL_READER = "global_reader"
+    AUTHENTICATION_ADMINISTRATOR = "authentication_administrator"
+    AUTHENTICATION_POLICY_ADMINISTRATOR = "authentication_policy_administrator"
+    PRIVILEGED_AUTHENTICATION_ADMINISTRATOR = "privileged_authentication_administrator"
+    GLOBAL_ADMINISTRATOR = "global_administrator"
+
+
+class ProviderKind(StrEnum):
+    """What a device says holds its keys. For people to read; never the ground of a decision."""
+
+    SOFTWARE = "software"
+    TPM = "tpm"
+    FIDO2 = "fido2"
+    SMARTCARD = "smartcard"
+
+
+class SignInState(StrEnum):
+    """States of a sign-in; `domain.sign_in` has the table of what leads where."""
+
+    PENDING = "pending"
+    APPROVED = "approved"
+    DENIED = "denied"
+    REPORTED = "reported"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    SUPERSEDED = "superseded"
+    CANCELLED = "cancelled"
+    CONSUMED = "consumed"
+
+
+class RegistrationState(StrEnum):
+    """States of a registration: a device is absent until its registration is complete."""
+
+    PENDING = "pending"
+    COMPLETE = "complete"
+
+
+class SessionKind(StrEnum):
+    """What opened a session, and so what it may be used for."""
+
+    APPROVAL = "approval"
+    ACCESS_PASS = "access_pass"
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A tenant. `name_key` is the canonical name; `home` marks the tenant made at installation."""
+
+    id: TenantId
+    name: str
+    name_key: str
+    home: bool
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user. `user_handle` is the WebAuthn user id (32 random bytes); `number_misses` counts wrong numbers
+    in a row, `locked_until` rests the approval method after too many; the two `begins` fields count requests
+    in the running minute.
+    """
+
+    id: UserId
+    tenant_id: TenantId
+    username: str
+    username_key: str
+    display_name: str
+    role: Role
+    user_handle: bytes
+    created_at: int
+    number_misses: int = 0
+    locked_until: int = 0
+    begins_window: int = 0
+    begins: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyVersion:
+    """One saved version of a tenant's policy, as JSON text. Versions are never changed or deleted."""
+
+    tenant_id: TenantId
+    version: int
+    document: str
+    created_at: int
+    created_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class AccessPass:
+    """A Temporary Access Pass; one per user. `code_hash` is HMAC-SHA-256 under the server's pepper."""
+
+    id: AccessPassId
+    tenant_id: TenantId
+    user_id: UserId
+    code_hash: bytes
+    created_at: int
+    start_at: int
+    lifetime_minutes: int
+    one_time: bool
+    used_at: int = 0
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A registration ceremony. `answer_hash` is the SHA-256 of the answer that completed it."""
+
+    id: RegistrationId
+    tenant_id: TenantId
+    user_id: UserId
+    session_id: SessionId
+    device_id: DeviceId
+    token_hash: bytes
+    statement: bytes
+    channel_key: bytes
+    display_name: str
+    provider: ProviderKind
+    state: RegistrationState
+    created_at: int
+    expires_at: int
+    answer_hash: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A registered device: one user, one tenant. `channel_key` is DER SubjectPublicKeyInfo, `certificate`
+    the DER certificate issued last for it.
+    """
+
+    id: DeviceId
+    tenant_id: TenantId
+    user_id: UserId
+    display_name: str
+    provider: ProviderKind
+    channel_key: bytes
+    certificate: bytes
+    registered_at: int
+    last_used_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A WebAuthn credential of a device. `public_key` is the COSE key as received; `assurance` the text form
+    of what its registration proved; the attestation object and client data are kept so that it can be judged again.
+    """
+
+    id: CredentialId
+    tenant_id: TenantId
+    user_id: UserId
+    device_id: DeviceId
+    user_handle: bytes
+    public_key: bytes
+    sign_count: int
+    backup_eligible: bool
+    aaguid: bytes
+    attestation_object: bytes
+    client_data: bytes
+    assurance: str
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class SignIn:
+    """A sign-in request. `user_id` is empty for a request that names nobody: it waits and expires like any other.
+
+    `number` is what the client shows; `proof_key` the client's DER key and `proof_thumbprint` its `jkt`;
+    `decision_hash` the SHA-256 of the statement that decided it.
+    """
+
+    id: SignInId
+    tenant_id: TenantId
+    user_id: UserId
+    token_hash: bytes
+    state: SignInState
+    number: str
+    proof_key: bytes
+    proof_thumbprint: bytes
+    app_id: str
+    app_name: str
+    audience: str
+    address: str
+    binding_message: str
+    policy_version: int
+    required_assurance: str
+    created_at: int
+    expires_at: int
+    device_id: DeviceId = NO_DEVICE
+    assurance: str = ""
+    decided_at: int = 0
+    decision_hash: bytes = b""
+    session_id: SessionId = NO_SESSION
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A sign-in as offered to one device; `offer` is what was sent, byte for byte."""
+
+    id: PromptId
+    sign_in_id: SignInId
+    device_id: DeviceId
+    credential_id: CredentialId
+    offer: bytes
+    created_at: int
+    expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A session. `refresh_hash` is the SHA-256 of the refresh token of `generation`; `previous_hash` that of
+    the one before. Both are empty for a session that cannot be refreshed.
+    """
+
+    id: SessionId
+    tenant_id: TenantId
+    user_id: UserId
+    device_id: DeviceId
+    kind: SessionKind
+    access_pass_id: AccessPassId
+    app_id: str
+    app_name: str
+    audience: str
+    amr: str
+    acr: str
+    assurance: str
+    proof_key: bytes
+    proof_thumbprint: bytes
+    auth_time: int
+    created_at: int
+    expires_at: int
+    generation: int
+    refresh_hash: bytes
+    previous_hash: bytes = b""
+    revoked_at: int = 0
+    revoke_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRecord:
+    """One line of the audit log, written in the transaction of the act. `sequence` is given by the store
+    when 0. `details` is JSON text without secrets.
+    """
+
+    sequence: int
+    at: int
+    tenant_id: TenantId
+    action: str
+    actor: str
+    subject: str
+    user_id: UserId
+    outcome: str
+    details: str

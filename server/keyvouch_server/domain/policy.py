@@ -1,0 +1,191 @@
+"""A tenant's rules and the decisions they make over verified facts.
+
+Each `decide_*` returns nothing when the policy allows and raises a `RefusedError` with a stable reason when it
+does not. Nothing here verifies evidence or looks anything up; what must be known is an argument.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from keyvouch.assurance import Assurance, AssuranceRequirement, Verification
+from keyvouch.errors import MalformedError, Reason, RefusedError
+from keyvouch_server.domain.model import AccessPass
+
+_GATED = AssuranceRequirement(verification=Verification.SOFTWARE_GATED).text()
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalPolicy:
+    """Number-matching approval. `lifetime_seconds` of a request; `number_misses` in a row before the method
+    rests for `REST_SECONDS`; `begins_per_minute` per user.
+    """
+
+    enabled: bool = True
+    number_digits: int = 2
+    lifetime_seconds: int = 120
+    required_assurance: str = _GATED
+    number_misses: int = 10
+    begins_per_minute: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class AccessPassPolicy:
+    """Temporary Access Pass. Lifetimes in minutes, `length` in characters."""
+
+    enabled: bool = True
+    minimum_lifetime_minutes: int = 60
+    maximum_lifetime_minutes: int = 1440
+    default_lifetime_minutes: int = 60
+    one_time_required: bool = False
+    length: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationPolicy:
+    """Registration of devices."""
+
+    required_assurance: str = _GATED
+    devices_per_user: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPolicy:
+    """Life of tokens and sessions, in seconds."""
+
+    access_token_seconds: int = 600
+    session_seconds: int = 12 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The rules of one tenant at one version."""
+
+    version: int = 1
+    approval: ApprovalPolicy = field(default_factory=ApprovalPolicy)
+    access_pass: AccessPassPolicy = field(default_factory=AccessPassPolicy)
+    registration: RegistrationPolicy = field(default_factory=RegistrationPolicy)
+    session: SessionPolicy = field(default_factory=SessionPolicy)
+
+    def document(self) -> str:
+        """JSON text for the store."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def load(cls, document: str) -> Policy:
+        """Read back what `document` wrote; fields that a newer release added get their defaults."""
+        d: dict[str, Any] = json.loads(document)
+        return cls(
+            version=d["version"],
+            approval=ApprovalPolicy(**d["approval"]),
+            access_pass=AccessPassPolicy(**d["access_pass"]),
+            registration=RegistrationPolicy(**d["registration"]),
+            session=SessionPolicy(**d["session"]),
+        )
+
+
+REST_SECONDS = 900
+"""How long the approval method rests after too many wrong numbers."""
+
+ACCESS_PASS_ATTEMPTS = 5
+"""Comparisons a pass survives: counted before comparing, then it is dead."""
+
+_RANGES: tuple[tuple[str, str, int, int], ...] = (
+    ("approval", "number_digits", 2, 8),
+    ("approval", "lifetime_seconds", 30, 600),
+    ("approval", "number_misses", 1, 100),
+    ("approval", "begins_per_minute", 1, 6000),
+    ("access_pass", "minimum_lifetime_minutes", 10, 43200),
+    ("access_pass", "maximum_lifetime_minutes", 10, 43200),
+    ("access_pass", "default_lifetime_minutes", 10, 43200),
+    ("access_pass", "length", 8, 48),
+    ("registration", "devices_per_user", 1, 100),
+    ("session", "access_token_seconds", 60, 3600),
+    ("session", "session_seconds", 300, 90 * 86400),
+)
+
+
+def check_policy(policy: Policy) -> Policy:
+    """Return the policy if it is consistent, else raise `MalformedError(POLICY_INVALID)` naming the field."""
+    for part, name, least, most in _RANGES:
+        value = getattr(getattr(policy, part), name)
+        if not least <= value <= most:
+            raise _invalid(f"{part}.{name}", f"{least} to {most}")
+    p = policy.access_pass
+    if not p.minimum_lifetime_minutes <= p.default_lifetime_minutes <= p.maximum_lifetime_minutes:
+        raise _invalid("access_pass.default_lifetime_minutes", "a value between the minimum and the maximum lifetime")
+    for part, text in (
+        ("approval", policy.approval.required_assurance),
+        ("registration", policy.registration.required_assurance),
+    ):
+        if AssuranceRequirement.parse(text).verification is Verification.NONE:
+            raise _invalid(f"{part}.required_assurance", "a gated key: software_gated or hardware_gated")
+    return policy
+
+
+def _invalid(field_name: str, expected: str) -> MalformedError:
+    return MalformedError(
+        Reason.POLICY_INVALID,
+        f"The policy was not saved: {field_name} takes {expected}.",
+        fix="Correct the value and save again.",
+        metadata={"field": field_name, "expected": expected},
+    )
+
+
+def decide_approval_enabled(policy: Policy) -> None:
+    """PS15: the approval method must be allowed. Raises METHOD_DISABLED."""
+    if not policy.approval.enabled:
+        raise RefusedError(
+            Reason.METHOD_DISABLED,
+            "Approval with a registered device is switched off by policy, so no device was asked.",
+            fix="Use another method, or ask an administrator to enable approval.",
+            metadata={"method": "approval"},
+        )
+
+
+def decide_assurance(found: str, required: str) -> None:
+    """H8: what was proved must reach what is required. Raises ASSURANCE_TOO_LOW."""
+    if Assurance.parse(found).satisfies(AssuranceRequirement.parse(required)):
+        return
+    raise RefusedError(
+        Reason.ASSURANCE_TOO_LOW,
+        f"Policy requires a key of assurance {required}; this one proves {found}.",
+        fix="Register a device whose key provider proves more, or ask an administrator.",
+        metadata={"required": required, "found": found},
+    )
+
+
+def decide_device_limit(policy: Policy, devices: list[str]) -> None:
+    """KI5: many devices per user, with a clear limit. Raises DEVICE_LIMIT naming the removable ones."""
+    limit = policy.registration.devices_per_user
+    if len(devices) >= limit:
+        raise RefusedError(
+            Reason.DEVICE_LIMIT,
+            f"The user has {len(devices)} devices and policy allows {limit}.",
+            fix="Remove a device that is no longer used, then register again.",
+            metadata={"limit": str(limit), "devices": ", ".join(devices)},
+        )
+
+
+def access_pass_refusal(policy: Policy, found: AccessPass, *, now: int) -> Reason | None:
+    """T7, T11, T17: why a pass cannot be used now, or None. The order is the order of the audit's precision."""
+    if not policy.access_pass.enabled:
+        return Reason.ACCESS_PASS_NOT_IN_POLICY
+    if found.attempts >= ACCESS_PASS_ATTEMPTS:
+        return Reason.ACCESS_PASS_ATTEMPTS
+    if found.one_time and found.used_at:
+        return Reason.ACCESS_PASS_USED
+    if now < found.start_at:
+        return Reason.ACCESS_PASS_NOT_YET_VALID
+    if now >= access_pass_end(found):
+        return Reason.ACCESS_PASS_EXPIRED
+    if policy.access_pass.one_time_required and not found.one_time:
+        return Reason.ACCESS_PASS_ONE_TIME_REQUIRED
+    return None
+
+
+def access_pass_end(found: AccessPass) -> int:
+    """The instant a pass ends."""
+    return found.start_at + 60 * found.lifetime_minutes

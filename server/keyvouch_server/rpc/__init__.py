@@ -1,0 +1,1 @@
+"""gRPC: one servicer per service, conversion, the error-to-status table, interceptors, listeners."""

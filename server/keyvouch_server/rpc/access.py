@@ -1,0 +1,85 @@
+"""What each method demands of its caller. A method that is not in the table is refused: deny by default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Final
+
+
+class Access(Enum):
+    """What a caller must show."""
+
+    OPEN = "nothing"
+    SESSION = "an access token of any session"
+    APPROVED_SESSION = "an access token of a session that was approved with a registered device"
+    SIGN_IN = "the token of a sign-in"
+    REGISTRATION = "the token of a registration"
+    DEVICE = "the certificate of a registered device"
+
+
+def _service(name: str, methods: Mapping[str, Access]) -> dict[str, Access]:
+    return {f"/{name}/{method}": access for method, access in methods.items()}
+
+
+_ADMINISTRATION = (
+    "CreateTenant",
+    "ListTenants",
+    "CreateUser",
+    "ListUsers",
+    "DeleteUser",
+    "CreateAccessPass",
+    "ListAccessPasses",
+    "DeleteAccessPass",
+    "ListDevices",
+    "AdminRemoveDevice",
+    "GetPolicy",
+    "UpdatePolicy",
+    "ListAuditRecords",
+)
+
+ACCESS: Final[Mapping[str, Access]] = {
+    **_service(
+        "keyvouch.v1.SignInService",
+        {
+            "BeginSignIn": Access.OPEN,
+            "SignInSession": Access.OPEN,
+            "SignInWithAccessPass": Access.OPEN,
+            "WatchSignIn": Access.SIGN_IN,
+            "RedeemSignIn": Access.SIGN_IN,
+            "CancelSignIn": Access.SIGN_IN,
+        },
+    ),
+    **_service(
+        "keyvouch.v1.SessionService",
+        {
+            "RefreshSession": Access.OPEN,
+            "GetJwks": Access.OPEN,
+            "IntrospectSession": Access.SESSION,
+            "ListSessions": Access.SESSION,
+            "RevokeSession": Access.SESSION,
+        },
+    ),
+    **_service(
+        "keyvouch.v1.EnrolmentService",
+        {"BeginRegistration": Access.SESSION, "CompleteRegistration": Access.REGISTRATION},
+    ),
+    **_service(
+        "keyvouch.v1.SecurityInfoService",
+        {"GetSecurityInfo": Access.SESSION, "RemoveDevice": Access.SESSION},
+    ),
+    **_service("keyvouch.v1.AdministrationService", dict.fromkeys(_ADMINISTRATION, Access.APPROVED_SESSION)),
+    **_service(
+        "keyvouch.v1.PromptService",
+        {
+            "StreamPrompts": Access.DEVICE,
+            "GetDevice": Access.DEVICE,
+            "RenewCertificate": Access.DEVICE,
+            "Unregister": Access.DEVICE,
+        },
+    ),
+    **_service("grpc.health.v1.Health", {"Check": Access.OPEN, "Watch": Access.SESSION, "List": Access.SESSION}),
+    **_service("grpc.reflection.v1.ServerReflection", {"ServerReflectionInfo": Access.SESSION}),
+    **_service("grpc.reflection.v1alpha.ServerReflection", {"ServerReflectionInfo": Access.SESSION}),
+}
+"""Every method this server answers. Six are open."""

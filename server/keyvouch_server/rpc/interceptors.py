@@ -1,0 +1,182 @@
+"""One interceptor around every method: who is calling, may they call, and what becomes of errors.
+
+Each handler is wrapped once and kept. The credential it found is in `caller_of` and its siblings for the servicer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any, Final
+
+import grpc
+
+from keyvouch.errors import EvidenceError, KeyvouchError, MalformedError, Reason, UnauthenticatedError
+from keyvouch.errors import PermissionDeniedError as Denied
+from keyvouch_server.device_authority import identify
+from keyvouch_server.domain.model import Device, SessionKind
+from keyvouch_server.rpc.access import ACCESS, Access
+from keyvouch_server.rpc.status import abort
+from keyvouch_server.use_cases.world import Caller
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Authenticate = Callable[[str], Awaitable[Caller]]
+Connect = Callable[[str, str, bytes], Awaitable[Device]]
+
+UNARY_SECONDS: Final = 30
+"""Longest a unary call may take, whatever deadline the client set."""
+
+_log = logging.getLogger("keyvouch.rpc")
+_CALLER: ContextVar[Caller] = ContextVar("caller")
+_DEVICE: ContextVar[Device] = ContextVar("device")
+_TOKEN: ContextVar[str] = ContextVar("token")
+
+
+def caller_of() -> Caller:
+    """The session behind the call being served (Access.SESSION, Access.APPROVED_SESSION)."""
+    return _CALLER.get()
+
+
+def device_of() -> Device:
+    """The device behind the call being served (Access.DEVICE)."""
+    return _DEVICE.get()
+
+
+def token_of() -> str:
+    """The ceremony token of the call being served (Access.SIGN_IN, Access.REGISTRATION)."""
+    return _TOKEN.get()
+
+
+class Gatekeeper(grpc.aio.ServerInterceptor):
+    """Authenticates and authorises calls, and turns errors into statuses."""
+
+    def __init__(self, authenticate: Authenticate, connect: Connect) -> None:
+        self._authenticate = authenticate
+        self._connect = connect
+        self._wrapped: dict[str, Any] = {}
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Wrap the method's handler; unknown methods stay unknown."""
+        method = handler_call_details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None
+            wrapped = self._wrapped[method] = self._wrap(handler, ACCESS.get(method))
+        return wrapped
+
+    def _wrap(self, handler: Any, access: Access | None) -> Any:
+        codec = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, access), **codec)
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(self._stream(handler.unary_stream, access), **codec)
+        if handler.stream_stream:
+            return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream, access), **codec)
+        raise TypeError("no method of this server is of the stream-unary kind")
+
+    def _unary(self, serve: Any, access: Access | None) -> Any:
+        async def call(request: Any, context: Context) -> Any:
+            try:
+                async with asyncio.timeout(UNARY_SECONDS):
+                    await self._admit(access, context)
+                    return await serve(request, context)
+            except TimeoutError:
+                await abort(context, _too_slow())
+            except KeyvouchError as error:
+                await abort(context, error)
+            except grpc.aio.AbortError:
+                raise
+            except Exception:  # noqa: BLE001 - fail closed: nothing but a coded refusal leaves the server
+                _log.exception("unexpected error")
+                await abort(context, _internal())
+
+        return call
+
+    def _stream(self, serve: Any, access: Access | None) -> Any:
+        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+            try:
+                await self._admit(access, context)
+                answers = serve(request, context)
+                if hasattr(answers, "__aiter__"):
+                    async for answer in answers:
+                        yield answer
+                else:
+                    await answers
+            except KeyvouchError as error:
+                await abort(context, error)
+            except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
+                raise
+            except Exception:  # noqa: BLE001 - fail closed: nothing but a coded refusal leaves the server
+                _log.exception("unexpected error")
+                await abort(context, _internal())
+
+        return call
+
+    async def _admit(self, access: Access | None, context: Context) -> None:
+        if access is Access.OPEN:
+            return
+        if access is Access.DEVICE:
+            _DEVICE.set(await self._device(context))
+        elif access in (Access.SESSION, Access.APPROVED_SESSION):
+            _CALLER.set(await self._caller(access, context))
+        elif access is Access.SIGN_IN:
+            _TOKEN.set(_credential(context, "SignIn"))
+        elif access is Access.REGISTRATION:
+            _TOKEN.set(_credential(context, "Registration"))
+        else:
+            raise Denied(Reason.UNKNOWN_METHOD, "This method is not open to anybody.", fix="Use a documented method.")
+
+    async def _caller(self, access: Access, context: Context) -> Caller:
+        try:
+            caller = await self._authenticate(_credential(context, "Bearer"))
+        except (MalformedError, EvidenceError) as error:
+            raise UnauthenticatedError(error.reason, error.message, fix=error.fix) from error
+        if access is Access.APPROVED_SESSION and caller.session.kind is not SessionKind.APPROVAL:
+            raise Denied(
+                Reason.SESSION_PURPOSE,
+                "A session opened with an access pass may register methods and review security info, nothing else.",
+                fix="Enrol a device, then sign in with it.",
+            )
+        return caller
+
+    async def _device(self, context: Context) -> Device:
+        certificates = context.auth_context().get("x509_pem_cert", ())
+        if len(tuple(certificates)) != 1:
+            raise UnauthenticatedError(
+                Reason.CERTIFICATE_REQUIRED,
+                "This listener serves registered devices only.",
+                fix="Connect with the device's certificate.",
+            )
+        who = identify(next(iter(certificates)))
+        return await self._connect(who.device_id, who.tenant_id, who.channel_key)
+
+
+def _credential(context: Context, scheme: str) -> str:
+    """The one `authorization` header of the call, which must be of `scheme`."""
+    found = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+    text = found[0] if len(found) == 1 and isinstance(found[0], str) else ""
+    given, _, token = text.partition(" ")
+    if given.lower() != scheme.lower() or not token:
+        raise UnauthenticatedError(
+            Reason.CREDENTIALS_MISSING,
+            f"This call needs one authorization header of the form: {scheme} TOKEN.",
+            fix="Sign in, then send the token with the call.",
+        )
+    return token
+
+
+def _internal() -> KeyvouchError:
+    return KeyvouchError(
+        Reason.INTERNAL, "The server failed to handle this call.", fix="Try again; the server's log says what happened."
+    )
+
+
+def _too_slow() -> KeyvouchError:
+    return KeyvouchError(Reason.DEADLINE, "The server could not finish in time.", fix="Try again in a moment.")

@@ -1,0 +1,141 @@
+"""PromptService: the device listener, over `use_cases.sign_in` and `use_cases.devices`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Final, assert_never
+
+from keyvouch.errors import MalformedError, Reason, UnavailableError
+from keyvouch.v1 import prompts_pb2 as pb
+from keyvouch.v1 import prompts_pb2_grpc as rpc
+from keyvouch_server import __version__
+from keyvouch_server.domain.model import Device
+from keyvouch_server.relay import (
+    DeviceEvent,
+    DeviceRemoved,
+    FellBehind,
+    Mailbox,
+    OutcomeReady,
+    PromptArrived,
+    PromptWithdrawn,
+    Relay,
+    StreamClosed,
+)
+from keyvouch_server.rpc import convert
+from keyvouch_server.rpc.interceptors import device_of
+from keyvouch_server.use_cases.devices import Devices, removed
+from keyvouch_server.use_cases.sign_in import Answer, Answered, Assertion, SignIns
+from keyvouch_server.use_cases.world import World
+
+HELLO_SECONDS: Final = 10
+"""How long a device may take to say hello on a new stream."""
+
+
+class PromptServicer(rpc.PromptServiceServicer):
+    """Serves keyvouch.v1.PromptService."""
+
+    def __init__(self, world: World, sign_ins: SignIns, devices: Devices, relay: Relay) -> None:
+        self._world = world
+        self._sign_ins = sign_ins
+        self._devices = devices
+        self._relay = relay
+
+    async def StreamPrompts(
+        self, request_iterator: AsyncIterator[pb.StreamPromptsRequest], context: Any
+    ) -> AsyncIterator[pb.StreamPromptsResponse]:
+        """See prompts.proto. Subscribes before it reads the rows, so no prompt falls between."""
+        device = device_of()
+        await _hello(request_iterator)
+        with self._relay.device(device.id) as mailbox:
+            welcome = pb.Welcome(server_version=__version__, server_time=self._world.clock.now())
+            yield pb.StreamPromptsResponse(welcome=welcome)
+            for prompt, digits in await self._sign_ins.open_prompts(device.id):
+                yield _message(PromptArrived(prompt, digits))
+            reader = asyncio.create_task(self._read(device, request_iterator, mailbox))
+            try:
+                while not isinstance(event := await mailbox.take(), StreamClosed):
+                    yield _message(event)
+                await reader
+            finally:
+                reader.cancel()
+
+    async def _read(self, device: Device, requests: AsyncIterator[pb.StreamPromptsRequest], mailbox: Mailbox) -> None:
+        try:
+            async for request in requests:
+                if request.WhichOneof("event") != "answer":
+                    raise MalformedError(
+                        Reason.FIELD_INVALID, "After its hello, a device sends answers.", fix="Update the agent."
+                    )
+                answered = await self._sign_ins.answer(device, _answer(request.answer))
+                mailbox.put(OutcomeReady(request.answer.prompt_id, answered))
+        finally:
+            mailbox.put(StreamClosed())
+
+    async def GetDevice(self, request: pb.GetDeviceRequest, context: Any) -> pb.GetDeviceResponse:
+        """See prompts.proto."""
+        view = await self._devices.view(device_of().id)
+        return pb.GetDeviceResponse(
+            device=convert.device(view, connected=self._relay.is_connected(view.device.id)),
+            tenant_name=view.tenant.name,
+            username=view.user.username,
+        )
+
+    async def RenewCertificate(self, request: pb.RenewCertificateRequest, context: Any) -> pb.RenewCertificateResponse:
+        """See prompts.proto."""
+        return pb.RenewCertificateResponse(certificate_chain=await self._devices.renew(device_of()))
+
+    async def Unregister(self, request: pb.UnregisterRequest, context: Any) -> pb.UnregisterResponse:
+        """See prompts.proto."""
+        return pb.UnregisterResponse(revoked_sessions=await self._devices.unregister(device_of()))
+
+
+async def _hello(requests: AsyncIterator[pb.StreamPromptsRequest]) -> None:
+    try:
+        async with asyncio.timeout(HELLO_SECONDS):
+            first = await anext(requests)
+    except (TimeoutError, StopAsyncIteration):
+        first = pb.StreamPromptsRequest()
+    if first.WhichOneof("event") != "hello":
+        raise MalformedError(Reason.MISSING_FIELD, "A device says hello first.", fix="Update the agent.")
+
+
+def _answer(answer: pb.Answer) -> Answer:
+    if answer.WhichOneof("evidence") != "assertion":
+        return Answer(answer.prompt_id, answer.statement, answer.channel_signature)
+    a = answer.assertion
+    assertion = Assertion(a.credential_id, a.client_data_json, a.authenticator_data, a.signature, a.user_handle)
+    return Answer(answer.prompt_id, answer.statement, assertion)
+
+
+def _message(event: DeviceEvent) -> pb.StreamPromptsResponse:
+    """What an event looks like on the wire; two of them end the stream."""
+    match event:
+        case PromptArrived(prompt, digits):
+            shown = pb.Prompt(
+                prompt_id=prompt.id, offer=prompt.offer, expires_at=prompt.expires_at, number_digits=digits
+            )
+            return pb.StreamPromptsResponse(prompt=shown)
+        case PromptWithdrawn(prompt_id, state):
+            return pb.StreamPromptsResponse(withdrawn=pb.Withdrawn(prompt_id=prompt_id, state=convert.state(state)))
+        case OutcomeReady(prompt_id, answered):
+            return pb.StreamPromptsResponse(outcome=_outcome(prompt_id, answered))
+        case DeviceRemoved():
+            raise removed()
+        case FellBehind() | StreamClosed():
+            raise UnavailableError(
+                Reason.STORE_UNAVAILABLE, "The stream fell behind.", fix="Connect again; nothing is lost."
+            )
+        case _:
+            assert_never(event)
+
+
+def _outcome(prompt_id: str, answered: Answered) -> pb.Outcome:
+    refusal = answered.refusal
+    return pb.Outcome(
+        prompt_id=prompt_id,
+        accepted=refusal is None,
+        state=convert.state(answered.state),
+        reason=refusal.reason.value if refusal else "",
+        message=str(refusal) if refusal else "",
+    )

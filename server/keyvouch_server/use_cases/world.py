@@ -1,0 +1,133 @@
+"""What every ceremony works with: the ports, the server's own facts, and the few acts all of them share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+
+from keyvouch import base64url
+from keyvouch.errors import KeyvouchError, NotFoundError, Reason, UnauthenticatedError
+from keyvouch.ids import ID_ENTROPY, ServerId, TenantId, UserId, new_id
+from keyvouch_server.domain.model import AuditRecord, PolicyVersion, Session, Tenant, User
+from keyvouch_server.domain.names import name_key
+from keyvouch_server.domain.policy import Policy
+from keyvouch_server.ports import Announcer, Clock, Entropy, Keys, Snapshot, Store, T, Transaction
+
+ANONYMOUS = "anonymous"
+SERVER = "server"
+"""Actors of the audit log that are neither a user nor a device."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What the server says of itself: its id, the WebAuthn relying party, token issuer, device endpoint."""
+
+    server_id: ServerId
+    rp_id: str
+    issuer: str
+    device_endpoint: str
+
+    @property
+    def agent_origin(self) -> str:
+        """The one origin a device agent may write into its client data."""
+        return f"keyvouch-agent://{self.rp_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is calling: a session as the store knows it now, and its user."""
+
+    session: Session
+    user: User
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The ports of one server, handed to every ceremony."""
+
+    store: Store
+    clock: Clock
+    entropy: Entropy
+    keys: Keys
+    announcer: Announcer
+    facts: ServerFacts
+    policies: dict[str, Policy] = field(default_factory=dict)
+    """Parsed policies by their stored text; bounded in `policy_of`."""
+
+    def new_id(self, prefix: str) -> str:
+        """A fresh id of kind `prefix`."""
+        return new_id(prefix, self.entropy.token(ID_ENTROPY))
+
+    def secret(self, prefix: str) -> str:
+        """A fresh opaque secret of 256 bits with a prefix that makes it recognisable in a leak."""
+        return f"{prefix}_{base64url.encode(self.entropy.token(32))}"
+
+    async def policy_of(self, tx: Snapshot, tenant: TenantId) -> Policy:
+        """The tenant's present policy."""
+        newest = await tx.find(PolicyVersion, {"tenant_id": tenant}, order="version", descending=True, limit=1)
+        document = newest[0].document
+        policy = self.policies.get(document)
+        if policy is None:
+            if len(self.policies) >= 1000:
+                self.policies.clear()
+            policy = self.policies[document] = Policy.load(document)
+        return policy
+
+    async def user_named(self, tx: Snapshot, tenant: str, username: str) -> User | None:
+        """The user with this login name in the tenant of this name, or None."""
+        found = await tx.get(Tenant, name_key=name_key(tenant))
+        if found is None:
+            return None
+        return await tx.get(User, tenant_id=found.id, username_key=name_key(username))
+
+    async def audit(
+        self,
+        tx: Transaction,
+        action: str,
+        *,
+        actor: str,
+        tenant_id: TenantId,
+        subject: str = "",
+        user_id: str = "",
+        outcome: str = "ok",
+        **details: str,
+    ) -> None:
+        """Write the audit record of an act into the act's own transaction."""
+        text = json.dumps(details, sort_keys=True) if details else "{}"
+        await tx.insert(
+            AuditRecord(0, self.clock.now(), tenant_id, action, actor, subject, UserId(user_id), outcome, text)
+        )
+
+
+def sha256(text: str) -> bytes:
+    """SHA-256 of a token, the only form in which tokens are stored."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+def settled(result: T | KeyvouchError) -> T:
+    """Raise what a transaction decided to refuse, after its records of the refusal have become durable."""
+    if isinstance(result, KeyvouchError):
+        raise result
+    return result
+
+
+def unknown_sign_in() -> UnauthenticatedError:
+    """The one answer for a sign-in id or token that does not fit."""
+    return UnauthenticatedError(
+        Reason.SIGN_IN_UNKNOWN, "There is no such sign-in, or the token is not its token.", fix="Begin again."
+    )
+
+
+def unknown_user() -> NotFoundError:
+    """For administrators only; callers without a session are never told."""
+    return NotFoundError(
+        Reason.USER_UNKNOWN, "There is no such user in this tenant.", fix="Look up the name in the list of users."
+    )
+
+
+def unknown_device() -> NotFoundError:
+    """For the owner and for administrators."""
+    return NotFoundError(
+        Reason.DEVICE_UNKNOWN, "There is no such device here.", fix="Look up the id in the list of devices."
+    )

@@ -1,0 +1,206 @@
+"""Assurance: its order, its storage, and that nothing is claimed which was not proved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from keyvouch.assurance import (
+    Assurance,
+    AssuranceRequirement,
+    Protection,
+    Provenance,
+    RequiredProtection,
+    Verification,
+    assurance_of,
+)
+from keyvouch.attestation import AttestationEvidence, VerifiedRegistration, verify_registration
+from keyvouch.errors import MalformedError, Reason, UsageError
+from keyvouch.webauthn import Flags
+from support.forge import UP_UV, Forge
+
+SOFTWARE_KEY = Assurance(Protection.SOFTWARE, Verification.SOFTWARE_GATED, Provenance.SELF)
+HARDWARE_KEY = Assurance(Protection.TPM, Verification.HARDWARE_GATED, Provenance.ATTESTED, "Maker Root")
+HARDWARE = (Protection.TPM, Protection.SECURE_ELEMENT, Protection.SMARTCARD)
+
+
+def registered(**changes: object) -> VerifiedRegistration:
+    return verify_registration(**Forge().registration(**changes))  # type: ignore[arg-type]
+
+
+def test_the_orders() -> None:
+    assert list(Verification) == sorted(Verification)
+    assert Verification.NONE < Verification.SOFTWARE_GATED < Verification.HARDWARE_GATED
+    assert list(Provenance) == sorted(Provenance)
+    assert Provenance.ATTESTED >= Provenance.SELF > Provenance.UNATTESTED
+    with pytest.raises(TypeError):
+        Verification.NONE < Provenance.SELF  # noqa: B015
+    assert [protection for protection in Protection if protection.is_hardware] == list(HARDWARE)
+
+
+def test_a_self_attested_key_is_software_whatever_it_says() -> None:
+    assert assurance_of(registered()) == SOFTWARE_KEY
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "expected"),
+    [
+        ("none", UP_UV, Assurance(Protection.SOFTWARE, Verification.SOFTWARE_GATED, Provenance.UNATTESTED)),
+        ("none", Flags.UP, Assurance(Protection.SOFTWARE, Verification.NONE, Provenance.UNATTESTED)),
+        ("packed", Flags.UP, Assurance(Protection.SOFTWARE, Verification.NONE, Provenance.SELF)),
+    ],
+)
+def test_without_a_chain_nothing_is_proved(name: str, flags: int, expected: Assurance) -> None:
+    assert assurance_of(registered(format=name, flags=flags, require_user_verification=False)) == expected
+
+
+@pytest.mark.parametrize("provenance", [Provenance.UNATTESTED, Provenance.SELF])
+def test_an_untrusted_claim_of_hardware_is_ignored_w4(provenance: Provenance) -> None:
+    claim = AttestationEvidence("packed", provenance, "", Protection.SMARTCARD, Verification.HARDWARE_GATED)
+    assurance = assurance_of(replace(registered(), attestation=claim))
+    assert assurance == Assurance(Protection.SOFTWARE, Verification.SOFTWARE_GATED, provenance)
+
+
+def test_a_chain_proves_what_it_says_and_a_missing_pin_counts() -> None:
+    proof = AttestationEvidence("tpm", Provenance.ATTESTED, "Maker Root", Protection.TPM, Verification.HARDWARE_GATED)
+    assert assurance_of(replace(registered(), attestation=proof)) == HARDWARE_KEY
+    present = replace(registered(flags=Flags.UP, require_user_verification=False), attestation=proof)
+    assert assurance_of(present) == replace(HARDWARE_KEY, verification=Verification.NONE)
+
+
+def test_one_signature_proves_no_more_than_its_user_verification() -> None:
+    assert HARDWARE_KEY.in_ceremony(user_verified=True) is HARDWARE_KEY
+    without = HARDWARE_KEY.in_ceremony(user_verified=False)
+    assert without == replace(HARDWARE_KEY, verification=Verification.NONE)
+
+
+@pytest.mark.parametrize(
+    ("protection", "verification", "provenance", "anchor"),
+    [
+        (Protection.TPM, Verification.NONE, Provenance.SELF, ""),
+        (Protection.SOFTWARE, Verification.HARDWARE_GATED, Provenance.UNATTESTED, ""),
+        (Protection.TPM, Verification.NONE, Provenance.ATTESTED, ""),
+        (Protection.SOFTWARE, Verification.NONE, Provenance.SELF, "Maker Root"),
+    ],
+)
+def test_a_claim_without_its_proof_cannot_be_written_down(
+    protection: Protection, verification: Verification, provenance: Provenance, anchor: str
+) -> None:
+    with pytest.raises(UsageError):
+        Assurance(protection, verification, provenance, anchor)
+    data = {
+        "protection": protection.value,
+        "verification": verification.value,
+        "provenance": provenance.value,
+        "anchor": anchor,
+    }
+    with pytest.raises(MalformedError) as caught:
+        Assurance.from_dict(data)
+    assert caught.value.reason is Reason.FIELD_INVALID
+
+
+@pytest.mark.parametrize(
+    ("key", "required", "shortfalls"),
+    [
+        (SOFTWARE_KEY, AssuranceRequirement(), ()),
+        (HARDWARE_KEY, AssuranceRequirement(), ()),
+        (SOFTWARE_KEY, AssuranceRequirement(RequiredProtection.HARDWARE), ("protection",)),
+        (HARDWARE_KEY, AssuranceRequirement(RequiredProtection.HARDWARE), ()),
+        (SOFTWARE_KEY, AssuranceRequirement(verification=Verification.HARDWARE_GATED), ("verification",)),
+        (SOFTWARE_KEY, AssuranceRequirement(verification=Verification.SOFTWARE_GATED), ()),
+        (SOFTWARE_KEY, AssuranceRequirement(provenance=Provenance.ATTESTED), ("provenance",)),
+        (HARDWARE_KEY, AssuranceRequirement(provenance=Provenance.SELF), ()),
+        (HARDWARE_KEY, AssuranceRequirement(anchors=frozenset({"Maker Root", "Other"})), ()),
+        (HARDWARE_KEY, AssuranceRequirement(anchors=frozenset({"Other"})), ("anchor",)),
+        (SOFTWARE_KEY, AssuranceRequirement(anchors=frozenset({"Other"})), ("anchor",)),
+        (
+            Assurance(Protection.SOFTWARE, Verification.NONE, Provenance.UNATTESTED),
+            AssuranceRequirement(
+                RequiredProtection.HARDWARE,
+                Verification.HARDWARE_GATED,
+                Provenance.ATTESTED,
+                frozenset({"Other"}),
+            ),
+            ("protection", "verification", "provenance", "anchor"),
+        ),
+    ],
+)
+def test_requirements(key: Assurance, required: AssuranceRequirement, shortfalls: tuple[str, ...]) -> None:
+    assert key.shortfalls(required) == shortfalls
+    assert key.satisfies(required) is not bool(shortfalls)
+
+
+def test_every_hardware_kind_counts_the_same() -> None:
+    required = AssuranceRequirement(RequiredProtection.HARDWARE)
+    assert all(replace(HARDWARE_KEY, protection=kind).satisfies(required) for kind in HARDWARE)
+
+
+def test_storage_there_and_back() -> None:
+    for protection, verification in product(Protection, Verification):
+        assurance = Assurance(protection, verification, Provenance.ATTESTED, "Ma\u00eetre / 1")
+        assert Assurance.from_dict(assurance.to_dict()) == assurance
+        assert Assurance.parse(assurance.text()) == assurance
+    for place, verification, provenance in product(RequiredProtection, Verification, Provenance):
+        required = AssuranceRequirement(place, verification, provenance, frozenset({"b", "a"}))
+        assert required.to_dict()["anchors"] == ["a", "b"]
+        assert AssuranceRequirement.from_dict(required.to_dict()) == required
+        assert AssuranceRequirement.parse(required.text()) == required
+
+
+def test_the_one_line_form() -> None:
+    assert SOFTWARE_KEY.text() == "software/software_gated/self"
+    assert Assurance.parse("software/software_gated/self") == SOFTWARE_KEY
+    assert HARDWARE_KEY.text() == "tpm/hardware_gated/attested/Maker Root"
+    assert AssuranceRequirement().text() == "any/none/unattested"
+    assert AssuranceRequirement.parse("any/none/unattested") == AssuranceRequirement()
+
+
+@pytest.mark.parametrize("names", [{"a,b"}, {"a", "b"}, {"a/b"}, {"%2C"}, {"%"}, {"%25,"}, {"a, b", "%2C,"}], ids=repr)
+def test_no_name_of_an_anchor_reads_as_another(names: set[str]) -> None:
+    required = AssuranceRequirement(anchors=frozenset(names))
+    assert AssuranceRequirement.parse(required.text()) == required
+
+
+@pytest.mark.parametrize(
+    "text", ["", "software", "software/none", "software/none/self/", "any/none/self", "software/none/self/root", "//"]
+)
+def test_other_text_is_no_assurance(text: str) -> None:
+    with pytest.raises(MalformedError):
+        Assurance.parse(text)
+
+
+@pytest.mark.parametrize("text", ["", "any/none", "any/none/self/", "any/none/self/a,,b", "tpm/none/self"])
+def test_other_text_is_no_requirement(text: str) -> None:
+    with pytest.raises(MalformedError):
+        AssuranceRequirement.parse(text)
+
+
+@pytest.mark.parametrize("name", ["protection", "verification", "provenance", "anchor"])
+@pytest.mark.parametrize("value", [None, 1, "unknown", ["software"]])
+def test_what_was_not_written_by_us_is_refused(name: str, value: object) -> None:
+    data = HARDWARE_KEY.to_dict()
+    if (name, value) != ("anchor", "unknown"):
+        with pytest.raises(MalformedError):
+            Assurance.from_dict({**data, name: value})
+    for wrong in ({key: data[key] for key in data if key != name}, {**data, "more": ""}):
+        with pytest.raises(MalformedError):
+            Assurance.from_dict(wrong)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"anchors": "Other"},
+        {"anchors": [1]},
+        {"anchors": [""]},
+        {"protection": "tpm"},
+        {"verification": None},
+        {"x": 1},
+    ],
+    ids=repr,
+)
+def test_requirements_that_were_not_written_by_us_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(MalformedError):
+        AssuranceRequirement.from_dict({**AssuranceRequirement().to_dict(), **change})
