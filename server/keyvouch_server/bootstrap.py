@@ -199,13 +199,15 @@ async def running(app: App, *, grace: float = GRACE_SECONDS) -> AsyncIterator[Ru
     from keyvouch_server.rpc.interceptors import Gatekeeper  # noqa: PLC0415 - grpc is loaded by serving only
     from keyvouch_server.rpc.listeners import listen_devices, listen_public  # noqa: PLC0415
 
-    config, gatekeeper = app.config, Gatekeeper(app.authenticate, app.devices.connected)
-    servicers = _servicers(app)
+    def gatekeeper() -> Gatekeeper:  # it keeps the handlers of one listener, so each has its own
+        return Gatekeeper(app.authenticate, app.devices.connected)
+
+    config, servicers = app.config, _servicers(app)
     key, chain = app.authority.listener_certificate(config.hosts)
     public_key, public_chain = _public_certificate(config) or (key, chain)
-    public = await listen_public(servicers, gatekeeper, config.public_listen, key=public_key, chain=public_chain)
+    public = await listen_public(servicers, gatekeeper(), config.public_listen, key=public_key, chain=public_chain)
     devices = await listen_devices(
-        servicers, gatekeeper, config.device_listen, key=key, chain=chain, root=app.authority.root_pem
+        servicers, gatekeeper(), config.device_listen, key=key, chain=chain, root=app.authority.root_pem
     )
     sweep = asyncio.create_task(_sweep(app))
     try:

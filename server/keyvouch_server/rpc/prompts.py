@@ -48,6 +48,7 @@ class PromptServicer(rpc.PromptServiceServicer):
         device = device_of()
         await _hello(request_iterator)
         with self._relay.device(device.id) as mailbox:
+            await self._devices.view(device.id)  # it may have been removed while it was saying hello
             welcome = pb.Welcome(server_version=__version__, server_time=self._world.clock.now())
             yield pb.StreamPromptsResponse(welcome=welcome)
             for prompt, digits in await self._sign_ins.open_prompts(device.id):

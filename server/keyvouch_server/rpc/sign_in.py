@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from keyvouch.errors import KeyvouchError, Reason, ThrottledError, UnauthenticatedError, UsageError
+from keyvouch.errors import KeyvouchError, MalformedError, Reason, ThrottledError, UnauthenticatedError
 from keyvouch.ids import SignInId
 from keyvouch.proofs import load_proof_key, verify_proof
 from keyvouch.statement import Purpose, proof_statement
@@ -141,7 +141,9 @@ class _SignInStream:
         elif event == "cancel":
             self._start(self._cancel(request.cancel.tag))
         else:
-            raise UsageError("After its opening, a client sends begin or cancel.")
+            raise MalformedError(
+                Reason.FIELD_INVALID, "After its opening, a client sends begin or cancel.", fix="Update the client."
+            )
 
     def _start(self, work: Any) -> None:
         task = asyncio.create_task(work)

@@ -14,7 +14,19 @@ from typing import Any, Final, TypeVar
 
 from keyvouch.errors import UsageError
 from keyvouch_server.domain import model
-from keyvouch_server.ports import Above, AtMost, Changes, Duplicate, OneOf, Plus, R, Snapshot, Transaction, Where
+from keyvouch_server.ports import (
+    Above,
+    AtMost,
+    Below,
+    Changes,
+    Duplicate,
+    OneOf,
+    Plus,
+    R,
+    Snapshot,
+    Transaction,
+    Where,
+)
 from keyvouch_server.stores.records import Statements, Table
 from keyvouch_server.stores.works import closed, drive, ended
 
@@ -161,6 +173,8 @@ def _condition(column: str, wanted: Any) -> Callable[[Any], bool]:
     value = attrgetter(column)
     if isinstance(wanted, Above):
         return lambda record: bool(value(record) > wanted.value)
+    if isinstance(wanted, Below):
+        return lambda record: bool(value(record) < wanted.value)
     if isinstance(wanted, AtMost):
         return lambda record: bool(value(record) <= wanted.value)
     if isinstance(wanted, OneOf):

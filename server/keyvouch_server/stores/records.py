@@ -18,7 +18,7 @@ from enum import Enum
 from typing import Any, Generic
 
 from keyvouch.errors import Reason, UnavailableError, UsageError
-from keyvouch_server.ports import Above, AtMost, Changes, OneOf, Plus, R, Where
+from keyvouch_server.ports import Above, AtMost, Below, Changes, OneOf, Plus, R, Where
 
 _SEQUENCE = "sequence"
 """A column of this name is numbered by the store when it is 0."""
@@ -113,7 +113,7 @@ def bind_where(where: Where) -> tuple[Shape, list[Any]]:
     values: list[Any] = []
     for column, value in where.items():
         kind = type(value)
-        if kind is Above or kind is AtMost:
+        if kind is Above or kind is Below or kind is AtMost:
             shape.append((column, kind))
             values.append(value.value)
         elif kind is OneOf:
@@ -251,6 +251,8 @@ def _condition(table: Table[Any], part: Any) -> str:
     column = table.check(part[0])
     if part[1] is Above:
         return f"{column} > ?"
+    if part[1] is Below:
+        return f"{column} < ?"
     if part[1] is AtMost:
         return f"{column} <= ?"
     if part[1] is Enum:

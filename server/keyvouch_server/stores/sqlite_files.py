@@ -155,10 +155,13 @@ def connect(path: Path, migrations: Sequence[Migration]) -> tuple[sqlite3.Connec
     return writer, reader
 
 
-def connect_reader(path: Path, *, timeout: float = 0.25) -> sqlite3.Connection:
-    """Open for reading only. `timeout` is in seconds: how long a statement waits for a lock."""
+def connect_reader(path: Path, *, timeout: float = 0.25, mode: str = "ro") -> sqlite3.Connection:
+    """Open for reading only. `timeout` is in seconds: how long a statement waits for a lock.
+
+    With the mode `rw` statements still cannot write, but SQLite may fold a log that was left behind into the file.
+    """
     connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=ro",
+        f"{path.absolute().as_uri()}?mode={mode}",
         uri=True,
         isolation_level=None,
         check_same_thread=False,

@@ -1,6 +1,6 @@
 """Looking after a SQLite store from outside: copy it while it serves, and check what it holds.
 
-Both only read, may run in another process than the server's, and keep nobody from writing.
+Both change no record, may run in another process than the server's, and keep nobody from writing.
 Not here: serving (`sqlite`), and what a restored copy must forget before it may serve.
 """
 
@@ -85,19 +85,20 @@ def check(path: Path) -> CheckReport:
     Raises `UnavailableError` when it cannot be opened or is no database at all.
     """
     try:
-        with contextlib.closing(_open(path)) as connection:
+        # SQLite skips the CHECK constraints of an integrity check on files opened with mode=ro.
+        with contextlib.closing(_open(path, mode="rw")) as connection:
             connection.execute("BEGIN")
             return _examine(connection)
     except (OSError, sqlite3.Error) as error:
         raise unavailable(error) from error
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def _open(path: Path, mode: str = "ro") -> sqlite3.Connection:
     if not path.is_file():
         raise UnavailableError(
             Reason.STORE_UNAVAILABLE, f"There is no store at {path.name}.", fix="Name the file of the store."
         )
-    return sqlite_files.connect_reader(path, timeout=_BUSY_SECONDS)
+    return sqlite_files.connect_reader(path, timeout=_BUSY_SECONDS, mode=mode)
 
 
 def _copy(original: sqlite3.Connection, copy: Path) -> None:

@@ -16,6 +16,8 @@ from keyvouch_server.domain.model import (
     Registration,
     Role,
     Session,
+    SignIn,
+    SignInState,
     Tenant,
     User,
 )
@@ -23,7 +25,7 @@ from keyvouch_server.domain.names import check_name, check_text, name_key
 from keyvouch_server.domain.policy import Policy, check_policy
 from keyvouch_server.ports import Above, Below, Duplicate, Snapshot, Transaction
 from keyvouch_server.use_cases.access_passes import AccessPasses, CreatedPass
-from keyvouch_server.use_cases.devices import Devices
+from keyvouch_server.use_cases.devices import Devices, RemovedDevice
 from keyvouch_server.use_cases.sessions import Sessions
 from keyvouch_server.use_cases.world import SERVER, Caller, World, settled, unknown_user
 
@@ -35,6 +37,15 @@ class FoundedTenant:
     tenant: Tenant
     administrator: User
     access_pass: CreatedPass
+
+
+@dataclass(frozen=True, slots=True)
+class _DeletedUser:
+    """What went with a user, for those who have to be told."""
+
+    devices: list[RemovedDevice]
+    sign_ins: list[SignIn]
+    sessions: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,29 +187,35 @@ class Administration:
     async def delete_user(self, caller: Caller, username: str) -> tuple[int, int]:
         """Remove a user with devices, pass and sessions; returns how many devices and live sessions went."""
 
-        async def work(tx: Transaction) -> tuple[list[Device], int] | KeyvouchError:
+        async def work(tx: Transaction) -> _DeletedUser | KeyvouchError:
             user = await tx.get(User, tenant_id=caller.user.tenant_id, username_key=name_key(username))
             on_self = user is not None and user.id == caller.user.id
             authorise(caller.user.role, Action.DELETE_USER, target=user.role if user else Role.USER, on_self=on_self)
             return await self._delete_user(tx, user, caller.user.id) if user else unknown_user()
 
-        devices, sessions = settled(await self._world.store.write(work))
-        for device in devices:
-            self._world.announcer.device_removed(device.id)
-        return len(devices), sessions
+        gone = settled(await self._world.store.write(work))
+        for device in gone.devices:
+            self._devices.announce(device)
+        for sign_in in gone.sign_ins:
+            self._world.announcer.sign_in(sign_in, ())
+        return len(gone.devices), gone.sessions
 
-    async def _delete_user(self, tx: Transaction, user: User, actor: str) -> tuple[list[Device], int]:
-        devices = await tx.find(Device, {"user_id": user.id})
-        ended = sum([await self._devices.remove_in(tx, d, actor=actor) for d in devices])
+    async def _delete_user(self, tx: Transaction, user: User, actor: str) -> _DeletedUser:
+        devices = [
+            await self._devices.remove_in(tx, d, actor=actor) for d in await tx.find(Device, {"user_id": user.id})
+        ]
+        ended = sum(d.sessions for d in devices)
         live = await self._sessions.live_sessions(tx, user_id=user.id)
         ended += await self._sessions.revoke_in(tx, live, reason="user_deleted", actor=actor)
-        for table in (Session, Registration, AccessPass):
+        waiting = {"user_id": user.id, "state": SignInState.PENDING}
+        cancelled = await tx.update(SignIn, waiting, {"state": SignInState.CANCELLED})
+        for table in (SignIn, Session, Registration, AccessPass):
             await tx.delete(table, {"user_id": user.id})
         await tx.delete(User, {"id": user.id})
         await self._world.audit(
             tx, "user.delete", actor=actor, tenant_id=user.tenant_id, subject=user.id, user_id=user.id
         )
-        return devices, ended
+        return _DeletedUser(devices, cancelled, ended)
 
     # -- policy and audit -------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from keyvouch.errors import KeyvouchError, Reason, UnauthenticatedError
 from keyvouch.ids import DeviceId, UserId
 from keyvouch_server.domain.authorisation import Action, authorise
-from keyvouch_server.domain.model import Credential, Device, Tenant, User
+from keyvouch_server.domain.model import Credential, Device, SignIn, SignInState, Tenant, User
 from keyvouch_server.domain.names import name_key
 from keyvouch_server.ports import Above, Snapshot, Transaction
 from keyvouch_server.use_cases.sessions import Sessions
@@ -23,6 +23,15 @@ class DeviceView:
     credential: Credential
     user: User
     tenant: Tenant
+
+
+@dataclass(frozen=True, slots=True)
+class RemovedDevice:
+    """What went with a device: how many sessions, and its approvals that nobody can redeem any more."""
+
+    device_id: DeviceId
+    sessions: int
+    sign_ins: tuple[SignIn, ...]
 
 
 class Devices:
@@ -118,7 +127,7 @@ class Devices:
     async def _remove(
         self, device_id: str, *, actor: str, owner: UserId | None = None, administrator: Caller | None = None
     ) -> int:
-        async def work(tx: Transaction) -> int | KeyvouchError:
+        async def work(tx: Transaction) -> RemovedDevice | KeyvouchError:
             device = await tx.get(Device, id=device_id)
             if administrator is not None:
                 refusal = await self._may_remove(tx, administrator, device)
@@ -128,9 +137,15 @@ class Devices:
                 return unknown_device()
             return await self.remove_in(tx, device, actor=actor)
 
-        ended = settled(await self._world.store.write(work))
-        self._world.announcer.device_removed(DeviceId(device_id))
-        return ended
+        gone = settled(await self._world.store.write(work))
+        self.announce(gone)
+        return gone.sessions
+
+    def announce(self, gone: RemovedDevice) -> None:
+        """Cut the device's streams and tell who waits for its approvals, once the removal is durable."""
+        self._world.announcer.device_removed(gone.device_id)
+        for sign_in in gone.sign_ins:
+            self._world.announcer.sign_in(sign_in, ())
 
     async def _may_remove(self, tx: Transaction, caller: Caller, device: Device | None) -> KeyvouchError | None:
         inside = device is not None and device.tenant_id == caller.user.tenant_id
@@ -141,10 +156,11 @@ class Devices:
         authorise(caller.user.role, Action.REMOVE_DEVICE, target=owner.role)
         return None
 
-    async def remove_in(self, tx: Transaction, device: Device, *, actor: str) -> int:
-        """Device, credential and the sessions it approved go in one transaction; returns the sessions ended."""
+    async def remove_in(self, tx: Transaction, device: Device, *, actor: str) -> RemovedDevice:
+        """Device, credential, the sessions it approved and its unused approvals go in one transaction."""
         live = await self._sessions.live_sessions(tx, device_id=device.id)
         ended = await self._sessions.revoke_in(tx, live, reason="device_removed", actor=actor)
+        unused = await self._cancel_approvals(tx, device, actor=actor)
         await tx.delete(Device, {"id": device.id})
         await self._world.audit(
             tx,
@@ -155,7 +171,17 @@ class Devices:
             user_id=device.user_id,
             sessions=str(ended),
         )
-        return ended
+        return RemovedDevice(device.id, ended, tuple(unused))
+
+    async def _cancel_approvals(self, tx: Transaction, device: Device, *, actor: str) -> list[SignIn]:
+        """PS18: what the device approved and nobody has redeemed yet is worth nothing from now on."""
+        where = {"user_id": device.user_id, "device_id": device.id, "state": SignInState.APPROVED}
+        cancelled = await tx.update(SignIn, where, {"state": SignInState.CANCELLED})
+        for s in cancelled:
+            await self._world.audit(
+                tx, "sign_in.cancel", actor=actor, tenant_id=s.tenant_id, subject=s.id, user_id=s.user_id
+            )
+        return cancelled
 
 
 def removed() -> UnauthenticatedError:

@@ -216,12 +216,18 @@ class Registrations:
         )
 
     async def _repeat(self, row: Registration, answer: RegistrationAnswer) -> RegisteredDevice:
-        registered = await self._world.store.read(lambda tx: _registered(tx, row))
-        if row.answer_hash != answer.digest() or registered is None:
-            raise _consumed()
-        device = registered.device
-        root = self._world.keys.device_certificate(device.id, device.tenant_id, device.channel_key)[1:]
-        return replace(registered, certificate_chain=(device.certificate, *root))
+        root = self._world.keys.device_certificate(row.device_id, row.tenant_id, row.channel_key)[1:]
+        return settled(await self._world.store.read(lambda tx: _repeated(tx, row, answer, root)))
+
+
+async def _repeated(
+    tx: Snapshot, row: Registration, answer: RegistrationAnswer, root: tuple[bytes, ...]
+) -> RegisteredDevice | KeyvouchError:
+    """The reply to the answer that completed this registration, once more; any other answer is too late."""
+    registered = await _registered(tx, row)
+    if row.answer_hash != answer.digest() or registered is None:
+        return _consumed()
+    return replace(registered, certificate_chain=(registered.device.certificate, *root))
 
 
 async def _registered(tx: Snapshot, row: Registration) -> RegisteredDevice | None:
@@ -246,6 +252,9 @@ class _Completion:
 
     async def run(self, tx: Transaction) -> RegisteredDevice | KeyvouchError:
         row = self.row
+        copy = await self._completed_by_a_copy(tx)
+        if copy is not None:
+            return copy
         user = await tx.get(User, id=row.user_id)
         tenant = await tx.get(Tenant, id=row.tenant_id)
         if user is None or tenant is None:
@@ -261,7 +270,7 @@ class _Completion:
             {"state": RegistrationState.COMPLETE, "answer_hash": self.answer.digest()},
         )
         if not moved:
-            return _expired_or_consumed(await tx.get(Registration, id=row.id))
+            return await self._completed_by_a_copy(tx) or _expired()
         device, credential = self._records(user, assurance)
         try:
             await tx.insert(device)
@@ -275,6 +284,13 @@ class _Completion:
         await self._spend_one_time_pass(tx)
         await self._audit(tx, "ok", assurance)
         return RegisteredDevice(device, credential, self.chain, user, tenant)
+
+    async def _completed_by_a_copy(self, tx: Transaction) -> RegisteredDevice | KeyvouchError | None:
+        """Copies of one answer may be verified at the same time; those that come second get the first one's reply."""
+        row = await tx.get(Registration, id=self.row.id)
+        if row is None or row.state is not RegistrationState.COMPLETE:
+            return None
+        return await _repeated(tx, row, self.answer, self.chain[1:])
 
     async def _refusal(self, tx: Transaction, assurance: str) -> KeyvouchError | None:
         policy = await self.world.policy_of(tx, self.row.tenant_id)
@@ -358,9 +374,7 @@ def _consumed() -> ConflictError:
     )
 
 
-def _expired_or_consumed(row: Registration | None) -> KeyvouchError:
-    if row is not None and row.state is RegistrationState.COMPLETE:
-        return _consumed()
+def _expired() -> RefusedError:
     return RefusedError(
         Reason.REGISTRATION_EXPIRED,
         "The registration took too long.",

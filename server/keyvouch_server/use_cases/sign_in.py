@@ -14,8 +14,8 @@ from keyvouch.errors import EvidenceError, KeyvouchError, Reason, ThrottledError
 from keyvouch.ids import PROMPT, SIGN_IN, DeviceId, PromptId, SignInId, TenantId, UserId
 from keyvouch.proofs import load_proof_key, thumbprint, verify_proof
 from keyvouch.statement import Decision, DecisionStatement, Purpose, SignInOffer, challenge, redeem_statement
-from keyvouch_server.domain.model import Credential, Device, Prompt, Session, SignIn, SignInState, User
-from keyvouch_server.domain.names import check_text
+from keyvouch_server.domain.model import Credential, Device, Prompt, Session, SignIn, SignInState, Tenant, User
+from keyvouch_server.domain.names import check_text, name_key
 from keyvouch_server.domain.policy import REST_SECONDS, Policy, decide_approval_enabled, decide_assurance
 from keyvouch_server.domain.sign_in import OPEN, TRANSITIONS, Event, draw_number, why_not
 from keyvouch_server.ports import Above, AtMost, OneOf, Plus, Snapshot, Transaction
@@ -120,33 +120,37 @@ class SignIns:
         world = self._world
         user = await world.user_named(tx, request.tenant, request.username)
         if user is None:
-            nobody = self._row(request, None, Policy(), proof_thumbprint, token)
-            await tx.insert(nobody)
-            await self._audit_begin(tx, nobody, "nobody")
-            return nobody, [], []
+            return await self._begin_for_nobody(tx, request, proof_thumbprint, token)
         policy = await world.policy_of(tx, user.tenant_id)
         credentials = await tx.find(Credential, {"user_id": user.id})
         refusal = await self._may_begin(tx, user, policy, credentials)
         if refusal is not None:
-            await world.audit(
-                tx,
-                "sign_in.begin",
-                actor=ANONYMOUS,
-                tenant_id=user.tenant_id,
-                user_id=user.id,
-                outcome=refusal.reason.value,
-                address=request.address,
-                app=request.app_id,
-            )
+            await self._audit_refused_begin(tx, request, user.tenant_id, user.id, refusal)
             return refusal
         superseded = await self._supersede(tx, user.id)
         sign_in = self._row(request, user, policy, proof_thumbprint, token)
         await tx.insert(sign_in)
-        prompts = [self._offer(sign_in, request, c) for c in credentials]
+        prompts = [self._offer(sign_in, request, c) for c in credentials if _reaches(c, policy)]
         for prompt in prompts:
             await tx.insert(prompt)
         await self._audit_begin(tx, sign_in, "ok" if prompts else Reason.NO_METHOD.value)
         return sign_in, prompts, superseded
+
+    async def _begin_for_nobody(
+        self, tx: Transaction, request: SignInRequest, proof_thumbprint: bytes, token: str
+    ) -> tuple[SignIn, list[Prompt], list[tuple[SignIn, list[Prompt]]]] | KeyvouchError:
+        """The tenant's policy holds for unknown names too: neither the number nor a refusal tells who exists."""
+        tenant = await tx.get(Tenant, name_key=name_key(request.tenant))
+        policy = await self._world.policy_of(tx, tenant.id) if tenant else Policy()
+        try:
+            decide_approval_enabled(policy)
+        except KeyvouchError as refusal:
+            await self._audit_refused_begin(tx, request, tenant.id if tenant else TenantId(""), UserId(""), refusal)
+            return refusal
+        nobody = self._row(request, None, policy, proof_thumbprint, token)
+        await tx.insert(nobody)
+        await self._audit_begin(tx, nobody, "nobody")
+        return nobody, [], []
 
     async def _may_begin(
         self, tx: Transaction, user: User, policy: Policy, credentials: Sequence[Credential]
@@ -228,6 +232,8 @@ class SignIns:
         states, target = TRANSITIONS[Event.SUPERSEDE]
         where = {"user_id": user, "state": OneOf(tuple(states))}
         old = await tx.update(SignIn, where, {"state": target})
+        for s in old:
+            await self._audit_end(tx, Event.SUPERSEDE, s, actor=ANONYMOUS)
         return [(s, await tx.find(Prompt, {"sign_in_id": s.id})) for s in old]
 
     async def _audit_begin(self, tx: Transaction, sign_in: SignIn, outcome: str) -> None:
@@ -241,6 +247,30 @@ class SignIns:
             outcome=outcome,
             address=sign_in.address,
             app=sign_in.app_id,
+        )
+
+    async def _audit_refused_begin(
+        self, tx: Transaction, request: SignInRequest, tenant: TenantId, user: UserId, refusal: KeyvouchError
+    ) -> None:
+        await self._world.audit(
+            tx,
+            "sign_in.begin",
+            actor=ANONYMOUS,
+            tenant_id=tenant,
+            user_id=user,
+            outcome=refusal.reason.value,
+            address=request.address,
+            app=request.app_id,
+        )
+
+    async def _audit_end(self, tx: Transaction, event: Event, ended: SignIn, *, actor: str) -> None:
+        await self._world.audit(
+            tx,
+            f"sign_in.{event.value}",
+            actor=actor,
+            tenant_id=ended.tenant_id,
+            subject=ended.id,
+            user_id=ended.user_id,
         )
 
     # -- follow and withdraw ----------------------------------------------------------------------
@@ -275,14 +305,7 @@ class SignIns:
         async def work(tx: Transaction) -> list[tuple[SignIn, list[Prompt]]]:
             ended = await tx.update(SignIn, {**where, "state": OneOf(tuple(states))}, {"state": target})
             for s in ended:
-                await self._world.audit(
-                    tx,
-                    f"sign_in.{event.value}",
-                    actor=actor,
-                    tenant_id=s.tenant_id,
-                    subject=s.id,
-                    user_id=s.user_id,
-                )
+                await self._audit_end(tx, event, s, actor=actor)
             return [(s, await tx.find(Prompt, {"sign_in_id": s.id})) for s in ended]
 
         outcome = await self._world.store.write(work)
@@ -493,10 +516,13 @@ class SignIns:
         tokens are derived, the row decides, and there is never a second session.
         """
         result = settled(await self._world.store.write(lambda tx: self._consume(tx, sign_in_id)))
-        session, user, policy = result
+        row, session, user, policy = result
+        self._world.announcer.sign_in(row, ())
         return self._sessions.issue(session, user, policy)
 
-    async def _consume(self, tx: Transaction, sign_in_id: SignInId) -> tuple[Session, User, Policy] | KeyvouchError:
+    async def _consume(
+        self, tx: Transaction, sign_in_id: SignInId
+    ) -> tuple[SignIn, Session, User, Policy] | KeyvouchError:
         world, now = self._world, self._world.clock.now()
         row = await tx.get(SignIn, id=sign_in_id)
         user = await tx.get(User, id=row.user_id) if row else None
@@ -523,15 +549,15 @@ class SignIns:
             return why_not(SignInState.EXPIRED if row.state is SignInState.APPROVED else row.state)
         await tx.insert(session)
         await self._audit_consumption(tx, row, "ok")
-        return session, user, policy
+        return consumed[0], session, user, policy
 
     async def _repeat(
         self, tx: Transaction, row: SignIn, user: User, policy: Policy
-    ) -> tuple[Session, User, Policy] | KeyvouchError:
+    ) -> tuple[SignIn, Session, User, Policy] | KeyvouchError:
         session = await tx.get(Session, id=row.session_id)
         if session is None or session.revoked_at or session.generation != 1:
             return why_not(row.state)
-        return session, user, policy
+        return row, session, user, policy
 
     async def _audit_consumption(self, tx: Transaction, row: SignIn, outcome: str) -> None:
         await self._world.audit(
