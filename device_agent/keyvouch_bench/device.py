@@ -175,8 +175,12 @@ class PromptStream:
     async def __aenter__(self) -> Self:
         stub = prompts_rpc.PromptServiceStub(self._channel)
         self._call = stub.StreamPrompts(wait_for_ready=True)
-        await self._call.write(prompts.StreamPromptsRequest(hello=prompts.Hello(agent_version="bench")))
-        self.welcome = (await self.read()).welcome
+        try:
+            await self._write(prompts.StreamPromptsRequest(hello=prompts.Hello(agent_version="bench")))
+            self.welcome = (await self.read()).welcome
+        except BaseException:
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *failure: object) -> None:
@@ -223,7 +227,14 @@ class PromptStream:
 
     async def write(self, given: prompts.Answer) -> None:
         """Send an answer without waiting for its outcome."""
-        await self._call.write(prompts.StreamPromptsRequest(answer=given))
+        await self._write(prompts.StreamPromptsRequest(answer=given))
+
+    async def _write(self, request: prompts.StreamPromptsRequest) -> None:
+        try:
+            await answer(self._call.write(request))
+        except asyncio.InvalidStateError:  # the stream has ended; its status says why
+            await answer(self._status())
+            raise EOFError("the server ended the stream") from None
 
     async def send(self, given: prompts.Answer) -> prompts.Outcome:
         """Send an answer and wait for its outcome."""

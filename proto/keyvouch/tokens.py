@@ -105,7 +105,7 @@ def verify_access_token(
 
     Raises `MalformedError(TOKEN_MALFORMED)`, `EvidenceError` with TOKEN_INVALID, TOKEN_AUDIENCE or TOKEN_EXPIRED.
     """
-    parts = token.split(".") if len(token) <= MAX_TOKEN else []
+    parts = token.split(".") if len(token) <= MAX_TOKEN and token.isascii() else []
     if len(parts) != 3:
         raise _malformed()
     key = _key_for(_json_object(_decode(parts[0])), keys)

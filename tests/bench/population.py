@@ -69,7 +69,10 @@ async def populate(server: ServerProcess, count: int, say: Callable[[str], None]
 async def _administrator(server: ServerProcess, connection: Connection) -> Any:
     who = {"tenant": server.tenant, "username": server.administrator}
     device = await enrol_with_pass(connection, server.tenant, server.administrator, server.administrator_pass)
-    async with PromptStream(device) as stream, SignIn(connection, **who, app_id="bench", app_name="Bench") as sign_in:
+    async with (
+        PromptStream(device) as stream,
+        SignIn(connection, **who, app_id="keyvouch", app_name="Bench") as sign_in,
+    ):
         await stream.send(device.approve(await stream.prompt(), sign_in.number))
         return await (await sign_in.session()).metadata()
 

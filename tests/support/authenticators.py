@@ -58,7 +58,7 @@ class Bench:
         self.clock = BenchClock()
         self.user = ScriptedUser()
         self.authenticator = Authenticator(vault, self.clock, SystemEntropy(), options or AuthenticatorOptions())
-        self.protocol = PinProtocolV2() if protocol == 2 else PinProtocolV1()
+        self.protocol: Any = PinProtocolV2() if protocol == 2 else PinProtocolV1()
 
     def send(self, request: bytes, cancelled: Callable[[], bool] = lambda: False) -> tuple[Status, Any]:
         """Send raw bytes; return the status and the decoded response, None where there is none."""
@@ -85,7 +85,8 @@ class Bench:
         """Key agreement: the platform's public key and the shared secret."""
         status, response = self.pin(0x02)
         assert status is Status.SUCCESS
-        return self.protocol.encapsulate(response[1])
+        key, secret = self.protocol.encapsulate(response[1])
+        return key, secret
 
     def set_pin(self, pin: str | bytes = PIN, **changed: object) -> Status:
         peer, secret = self.agree()

@@ -120,10 +120,10 @@ class SignIns(sign_in_pb2_grpc.SignInServiceServicer):
     def __init__(self, world: FakeWorld) -> None:
         self._world = world
 
-    async def BeginSignIn(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def BeginSignIn(self, request: Any, context: Any) -> Any:
         return begun_of(await self._world.begin(request.context, request.proof_public_key))
 
-    async def WatchSignIn(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def WatchSignIn(self, request: Any, context: Any) -> Any:
         try:
             row = self._world.sign_in_of(request.sign_in_id, credential(context, "SignIn"))
         except KeyvouchError as error:
@@ -135,7 +135,7 @@ class SignIns(sign_in_pb2_grpc.SignInServiceServicer):
                 return
             state = await self._world.next_state(row, state)
 
-    async def RedeemSignIn(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def RedeemSignIn(self, request: Any, context: Any) -> Any:
         row = self._world.sign_in_of(request.sign_in_id, credential(context, "SignIn"))
         session = self._world.redeem_with_proof(row, request.proof)
         if self._world.lost_redeem_replies:
@@ -143,20 +143,20 @@ class SignIns(sign_in_pb2_grpc.SignInServiceServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         return self._redeemed(session)
 
-    async def CancelSignIn(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def CancelSignIn(self, request: Any, context: Any) -> Any:
         row = self._world.sign_in_of(request.sign_in_id, credential(context, "SignIn"))
         if row.state == common_pb2.SIGN_IN_STATE_PENDING:
             await self._world.decide(row.sign_in_id, common_pb2.SIGN_IN_STATE_CANCELLED)
         return sign_in_pb2.CancelSignInResponse(state=row.state)  # type: ignore[arg-type]
 
-    async def SignInWithAccessPass(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def SignInWithAccessPass(self, request: Any, context: Any) -> Any:
         if self._world.access_passes.get(request.username) != request.access_pass:
             raise UnauthenticatedError(Reason.ACCESS_PASS_REFUSED, "That did not work.", fix="Ask for a new pass.")
         sign_in = sign_in_pb2.SignInContext(tenant=request.tenant, username=request.username, app_id="keyvouch")
         session = self._world.new_session(sign_in, acr="access-pass", amr=("otp",), key=None)
         return sign_in_pb2.SignInWithAccessPassResponse(tokens=self._world.tokens_of(session), session=session.session)
 
-    async def SignInSession(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
+    async def SignInSession(self, request_iterator: Any, context: Any) -> Any:
         requests = aiter(request_iterator)
         nonce = os.urandom(32)
         first = sign_in_pb2.SignInSessionNonce(nonce=nonce, server_id=self._world.server_id)
@@ -234,22 +234,22 @@ class Sessions(sessions_pb2_grpc.SessionServiceServicer):
     def __init__(self, world: FakeWorld) -> None:
         self._world = world
 
-    async def GetJwks(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def GetJwks(self, request: Any, context: Any) -> Any:
         jwks = self._world.issuer.jwks()
         return sessions_pb2.GetJwksResponse(jwks=jwks, server_id=self._world.server_id, issuer=ISSUER)
 
-    async def RefreshSession(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def RefreshSession(self, request: Any, context: Any) -> Any:
         row = self._world.refresh(request.refresh_token, request.proof)
         if self._world.lost_refresh_replies:
             self._world.lost_refresh_replies -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         return sessions_pb2.RefreshSessionResponse(tokens=self._world.tokens_of(row))
 
-    async def IntrospectSession(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def IntrospectSession(self, request: Any, context: Any) -> Any:
         row = self._world.authenticate(credential(context, "Bearer"))
         return sessions_pb2.IntrospectSessionResponse(session=row.session, role="global_administrator")
 
-    async def ListSessions(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ListSessions(self, request: Any, context: Any) -> Any:
         own = self._world.authenticate(credential(context, "Bearer")).session.user_id
         found = [row.session for row in self._world.sessions.values() if row.session.user_id == own]
         start = int(request.page.token or 0)
@@ -257,7 +257,7 @@ class Sessions(sessions_pb2_grpc.SessionServiceServicer):
         token = str(end) if end < len(found) else ""
         return sessions_pb2.ListSessionsResponse(sessions=found[start:end], next_token=token)
 
-    async def RevokeSession(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def RevokeSession(self, request: Any, context: Any) -> Any:
         own = self._world.authenticate(credential(context, "Bearer"))
         row = self._world.sessions.get(request.session_id or own.session.session_id)
         if row is None:
@@ -272,7 +272,7 @@ class SecurityInfo(security_info_pb2_grpc.SecurityInfoServiceServicer):
     def __init__(self, world: FakeWorld) -> None:
         self._world = world
 
-    async def GetSecurityInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def GetSecurityInfo(self, request: Any, context: Any) -> Any:
         session = self._world.authenticate(credential(context, "Bearer")).session
         return security_info_pb2.GetSecurityInfoResponse(
             user_id=session.user_id,
@@ -282,7 +282,7 @@ class SecurityInfo(security_info_pb2_grpc.SecurityInfoServiceServicer):
             warnings=["One device alone is one loss away from being locked out."],
         )
 
-    async def RemoveDevice(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def RemoveDevice(self, request: Any, context: Any) -> Any:
         self._world.authenticate(credential(context, "Bearer"))
         return security_info_pb2.RemoveDeviceResponse(revoked_sessions=1)
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from keyvouch.base64url import encode as base64url
 from keyvouch.errors import Reason, RefusedError, UnauthenticatedError
 from keyvouch.ids import SESSION, SIGN_IN, ServerId, SignInId, new_id
-from keyvouch.base64url import encode as base64url
 from keyvouch.proofs import jwk_of, load_proof_key, spki_sha256, thumbprint, verify_proof
 from keyvouch.statement import Purpose, proof_statement, redeem_statement
 from keyvouch.tokens import AccessTokenClaims, sign_access_token, token_header, verify_access_token

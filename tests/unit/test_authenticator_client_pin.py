@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from support.authenticators import CLIENT_DATA_HASH, GA, MC, PIN, RP_ID, Bench, descriptor
-from support.memory_vault import MemoryVault
 
 from keyvouch_agent.authenticator.engine import AuthenticatorOptions, Command
 from keyvouch_agent.authenticator.ports import Presence
 from keyvouch_agent.authenticator.status import Status
+from support.authenticators import CLIENT_DATA_HASH, GA, MC, PIN, RP_ID, Bench, descriptor
+from support.memory_vault import MemoryVault
 
 WRONG = "000000"
 
@@ -89,7 +89,7 @@ def test_min_pin_length_counts_code_points_and_is_shown() -> None:
     ],
 )
 def test_set_pin_parameters(bench: Bench, change: dict[str, object], status: Status) -> None:
-    assert bench.set_pin(**change) is status  # type: ignore[arg-type]
+    assert bench.set_pin(**change) is status
     assert not bench.vault.pin_state().is_set
     assert bench.set_pin() is Status.SUCCESS  # control
 
@@ -127,7 +127,7 @@ def test_change_pin(ready: Bench) -> None:
     ],
 )
 def test_change_pin_parameters(ready: Bench, change: dict[str, object], status: Status) -> None:
-    assert ready.change_pin(PIN, "new pin", **change) is status  # type: ignore[arg-type]
+    assert ready.change_pin(PIN, "new pin", **change) is status
     assert retries(ready) == (8, False)
     assert ready.token(PIN)
 
@@ -137,7 +137,7 @@ def test_change_pin_checks_the_old_pin_before_the_new_one(ready: Bench) -> None:
     assert retries(ready) == (7, False)
     assert ready.change_pin(PIN, "1") is Status.PIN_POLICY_VIOLATION
     assert retries(ready) == (8, False)
-    assert not ready.vault.is_unlocked  # type: ignore[attr-defined]
+    assert not ready.vault.is_unlocked
     assert ready.token(PIN)
 
 
@@ -236,7 +236,7 @@ def test_token_without_pin(bench: Bench) -> None:
     ],
 )
 def test_token_with_permissions_parameters(ready: Bench, change: dict[str, object], status: Status) -> None:
-    assert ready.ask_token(**change)[0] is status  # type: ignore[arg-type]
+    assert ready.ask_token(**change)[0] is status
     assert retries(ready) == (8, False)
 
 
@@ -269,7 +269,7 @@ def test_token_is_spent_by_user_presence(ready: Bench) -> None:
     token = ready.token()
     assert ready.make(token)[0] is Status.SUCCESS
     assert ready.make(token)[0] is Status.PIN_AUTH_INVALID
-    assert not ready.vault.is_unlocked  # type: ignore[attr-defined]
+    assert not ready.vault.is_unlocked
 
 
 def test_declined_presence_leaves_the_token(ready: Bench) -> None:
@@ -303,20 +303,20 @@ def test_used_token_runs_out_after_ten_minutes(ready: Bench) -> None:
 
 def test_tick_locks_the_vault_when_the_token_runs_out(ready: Bench) -> None:
     ready.token()
-    assert ready.vault.is_unlocked  # type: ignore[attr-defined]
+    assert ready.vault.is_unlocked
     ready.clock.now += 29
     ready.authenticator.tick()
-    assert ready.vault.is_unlocked  # type: ignore[attr-defined]
+    assert ready.vault.is_unlocked
     ready.clock.now += 2
     ready.authenticator.tick()
-    assert not ready.vault.is_unlocked  # type: ignore[attr-defined]
+    assert not ready.vault.is_unlocked
 
 
 @pytest.mark.parametrize("end", [lambda b: b.authenticator.power_cycle(), lambda b: b.authenticator.close_session()])
 def test_token_ends_with_power_or_session(ready: Bench, end: Callable[[Bench], None]) -> None:
     token = ready.token()
     end(ready)
-    assert not ready.vault.is_unlocked  # type: ignore[attr-defined]
+    assert not ready.vault.is_unlocked
     assert ready.make(token)[0] is Status.PIN_AUTH_INVALID
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 from fido2.ctap2.base import Info
-from support.authenticators import PIN, RP_ID, Bench, descriptor
-from support.memory_vault import MemoryVault
 
 from keyvouch import cbor
 from keyvouch.errors import DeviceError, Reason
 from keyvouch_agent.authenticator.engine import Command
 from keyvouch_agent.authenticator.ports import Presence, PresenceRequest, Purpose
 from keyvouch_agent.authenticator.status import Status
+from support.authenticators import PIN, RP_ID, Bench, descriptor
+from support.memory_vault import MemoryVault
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_reset_ends_tokens_and_wrong_pins_in_a_row(bench: Bench) -> None:
 def test_reset_that_fails_changes_nothing(bench: Bench) -> None:
     bench.set_pin()
     credential = bench.new_credential()
-    bench.vault.fail_next["reset"] = DeviceError(Reason.DEVICE_FAILED, "No.")  # type: ignore[attr-defined]
+    bench.vault.fail_next["reset"] = DeviceError(Reason.DEVICE_FAILED, "No.")
     assert bench.command(Command.RESET)[0] is Status.OTHER
     assert bench.get(bench.token(), k3=[descriptor(credential)])[0] is Status.SUCCESS
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from support.authenticators import CLIENT_DATA_HASH, PIN, RP_ID, USER, Bench, descriptor
-from support.memory_vault import MemoryVault
 
 from keyvouch.cose import CoseKey
 from keyvouch.webauthn import AuthenticatorData, Flags
 from keyvouch_agent.authenticator.engine import Command
 from keyvouch_agent.authenticator.ports import Presence, PresenceRequest, Purpose
 from keyvouch_agent.authenticator.status import Status
+from support.authenticators import CLIENT_DATA_HASH, PIN, RP_ID, USER, Bench, descriptor
+from support.memory_vault import MemoryVault
 
 BOB = {"id": b"user 2", "name": "bob", "displayName": "Bob B."}
 CAROL = {"id": b"user 3", "name": "carol"}
@@ -31,15 +31,15 @@ def open_bench() -> Bench:
 
 
 def counts(bench: Bench) -> object:
-    return bench.vault.snapshot  # type: ignore[attr-defined]
+    return bench.vault.snapshot
 
 
 def verify(bench: Bench, response: dict[int, object]) -> AuthenticatorData:
-    data = AuthenticatorData(response[2])  # type: ignore[arg-type]
-    found = bench.vault.find(RP_ID, response[1]["id"])  # type: ignore[index]
+    data = AuthenticatorData(response[2])
+    found = bench.vault.find(RP_ID, response[1]["id"])
     assert found is not None
     key = CoseKey(found.public_key)
-    key.verify_signature(signature=response[3], message=data + CLIENT_DATA_HASH)  # type: ignore[arg-type]
+    key.verify_signature(signature=response[3], message=data + CLIENT_DATA_HASH)
     assert data.rp_id_hash == hashlib.sha256(RP_ID.encode()).digest()
     assert data.sign_count == found.sign_count
     return data
@@ -154,7 +154,7 @@ def test_several_accounts_newest_first(bench: Bench) -> None:
         assert verify(bench, answer).flags == Flags.UP | Flags.UV
     assert 5 not in answers[1]
     assert bench.command(Command.GET_NEXT_ASSERTION)[0] is Status.NOT_ALLOWED
-    assert not bench.vault.is_unlocked  # type: ignore[attr-defined]
+    assert not bench.vault.is_unlocked
     assert bench.user.asked[-1] == PresenceRequest(Purpose.GET_ASSERTION, RP_ID, "")
 
 
@@ -178,7 +178,7 @@ def test_next_assertion_runs_out_after_30_seconds_each(bench: Bench) -> None:
     assert bench.get(bench.token())[0] is Status.SUCCESS
     bench.clock.now += 30.5
     assert bench.command(Command.GET_NEXT_ASSERTION)[0] is Status.NOT_ALLOWED
-    assert not bench.vault.is_unlocked  # type: ignore[attr-defined]
+    assert not bench.vault.is_unlocked
 
 
 @pytest.mark.parametrize("between", [bytes([Command.GET_INFO]), b"\xff", b"", b"\x02garbage"])

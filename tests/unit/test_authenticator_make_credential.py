@@ -5,6 +5,12 @@ from __future__ import annotations
 import hashlib
 
 import pytest
+
+from keyvouch.errors import DeviceError, Reason
+from keyvouch.webauthn import AuthenticatorData, Flags
+from keyvouch_agent.authenticator.engine import AuthenticatorOptions
+from keyvouch_agent.authenticator.ports import Presence, PresenceRequest, Purpose
+from keyvouch_agent.authenticator.status import Status
 from support.authenticators import (
     CLIENT_DATA_HASH,
     ES256,
@@ -17,12 +23,6 @@ from support.authenticators import (
     descriptor,
 )
 from support.memory_vault import MemoryVault
-
-from keyvouch.errors import DeviceError, Reason
-from keyvouch.webauthn import AuthenticatorData, Flags
-from keyvouch_agent.authenticator.engine import AuthenticatorOptions
-from keyvouch_agent.authenticator.ports import Presence, PresenceRequest, Purpose
-from keyvouch_agent.authenticator.status import Status
 
 ES384 = {"type": "public-key", "alg": -35}
 
@@ -42,7 +42,7 @@ def open_bench() -> Bench:
 
 
 def snapshot(bench: Bench) -> object:
-    return bench.vault.snapshot  # type: ignore[attr-defined]
+    return bench.vault.snapshot
 
 
 @pytest.mark.parametrize(("offer", "algorithm"), [([ES256], -7), ([ES384], -35), ([ES384, ES256], -35)])
@@ -264,11 +264,11 @@ def test_make_cred_uv_not_required(not_required: bool, rk: bool) -> None:
 def test_vault_failure_leaves_nothing_behind(bench: Bench, method: str, reason: Reason, status: Status) -> None:
     before = snapshot(bench)
     failure = DeviceError(reason, "What happened.")
-    bench.vault.fail_next[method] = failure  # type: ignore[attr-defined]
+    bench.vault.fail_next[method] = failure
     assert bench.make(bench.token(permissions=MC | GA), k7={"rk": True})[0] is status
     assert snapshot(bench) == before
     assert bench.authenticator.failure is failure
-    assert not bench.vault.is_unlocked  # type: ignore[attr-defined]
+    assert not bench.vault.is_unlocked
     assert bench.make(bench.token())[0] is Status.SUCCESS
     assert bench.authenticator.failure is None
 
@@ -283,4 +283,4 @@ def test_full_store() -> None:
 def test_credential_ids_differ_and_carry_no_account(bench: Bench) -> None:
     ids = {credential_id(bench.make(bench.token())[1]) for _ in range(5)}
     assert len(ids) == 5
-    assert not any(bytes(USER["id"]) in found for found in ids)  # type: ignore[call-overload]
+    assert not any(bytes(USER["id"]) in found for found in ids)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 from fido2.ctap2.pin import PinProtocolV1, PinProtocolV2
-from support.authenticators import padded, pin_hash
-from support.vectors import load
 
 from keyvouch_agent.authenticator.pin_protocol import PinProtocolOne, PinProtocolTwo
 from keyvouch_agent.authenticator.status import CommandError, Status
 from keyvouch_agent.system import SystemEntropy
+from support.authenticators import padded, pin_hash
+from support.vectors import load
 
 VECTOR = load("python-fido2/ctap2_pin_protocol_v1.json")
 

@@ -1,4 +1,5 @@
 """Backup and check of a SQLite store."""
+# ruff: noqa: ASYNC240 - nothing else runs in these loops while a file is looked at
 
 from __future__ import annotations
 

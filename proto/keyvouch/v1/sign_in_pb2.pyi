@@ -56,7 +56,9 @@ class SignInContext(_message.Message):
     """Identifier and display name of the app that needs the sign-in."""
     app_name: _builtins.str
     audience: _builtins.str
-    """Whom the access token is for (`aud`), for example `https://api.example.org`. Empty: the app id."""
+    """Whom the access token is for (`aud`), for example `https://api.example.org`. Empty: the app id. Only a
+    token for `keyvouch` opens this server's own services.
+    """
     binding_message: _builtins.str
     """Optional sentence that names the act, at most 128 characters."""
     def __init__(

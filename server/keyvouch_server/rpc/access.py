@@ -11,8 +11,9 @@ class Access(Enum):
     """What a caller must show."""
 
     OPEN = "nothing"
-    SESSION = "an access token of any session"
-    APPROVED_SESSION = "an access token of a session that was approved with a registered device"
+    ANY_AUDIENCE = "an access token of any session, whoever it is meant for"
+    SESSION = "an access token of any session, meant for this server (audience `keyvouch`)"
+    APPROVED_SESSION = "the same, of a session that was approved with a registered device"
     SIGN_IN = "the token of a sign-in"
     REGISTRATION = "the token of a registration"
     DEVICE = "the certificate of a registered device"
@@ -38,6 +39,8 @@ _ADMINISTRATION = (
     "ListAuditRecords",
 )
 
+_HEALTH = {"Check": Access.OPEN, "Watch": Access.APPROVED_SESSION}
+
 ACCESS: Final[Mapping[str, Access]] = {
     **_service(
         "keyvouch.v1.SignInService",
@@ -55,9 +58,9 @@ ACCESS: Final[Mapping[str, Access]] = {
         {
             "RefreshSession": Access.OPEN,
             "GetJwks": Access.OPEN,
-            "IntrospectSession": Access.SESSION,
-            "ListSessions": Access.SESSION,
-            "RevokeSession": Access.SESSION,
+            "IntrospectSession": Access.ANY_AUDIENCE,
+            "ListSessions": Access.APPROVED_SESSION,
+            "RevokeSession": Access.ANY_AUDIENCE,
         },
     ),
     **_service(
@@ -78,8 +81,8 @@ ACCESS: Final[Mapping[str, Access]] = {
             "Unregister": Access.DEVICE,
         },
     ),
-    **_service("grpc.health.v1.Health", {"Check": Access.OPEN, "Watch": Access.SESSION, "List": Access.SESSION}),
-    **_service("grpc.reflection.v1.ServerReflection", {"ServerReflectionInfo": Access.SESSION}),
-    **_service("grpc.reflection.v1alpha.ServerReflection", {"ServerReflectionInfo": Access.SESSION}),
+    **_service("grpc.health.v1.Health", _HEALTH),
+    **_service("grpc.reflection.v1.ServerReflection", {"ServerReflectionInfo": Access.APPROVED_SESSION}),
+    **_service("grpc.reflection.v1alpha.ServerReflection", {"ServerReflectionInfo": Access.APPROVED_SESSION}),
 }
 """Every method this server answers. Six are open."""

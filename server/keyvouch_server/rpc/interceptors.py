@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from keyvouch.errors import EvidenceError, KeyvouchError, MalformedError, Reason, UnauthenticatedError
 from keyvouch.errors import PermissionDeniedError as Denied
@@ -19,6 +20,7 @@ from keyvouch_server.device_authority import identify
 from keyvouch_server.domain.model import Device, SessionKind
 from keyvouch_server.rpc.access import ACCESS, Access
 from keyvouch_server.rpc.status import abort
+from keyvouch_server.use_cases.sessions import check_own_audience
 from keyvouch_server.use_cases.world import Caller
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -70,7 +72,7 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
 
     def _wrap(self, handler: Any, access: Access | None) -> Any:
         codec = {
-            "request_deserializer": handler.request_deserializer,
+            "request_deserializer": _lenient(handler.request_deserializer, in_stream=bool(handler.request_streaming)),
             "response_serializer": handler.response_serializer,
         }
         if handler.unary_unary:
@@ -86,7 +88,7 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
             try:
                 async with asyncio.timeout(UNARY_SECONDS):
                     await self._admit(access, context)
-                    return await serve(request, context)
+                    return await serve(_readable(request), context)
             except TimeoutError:
                 await abort(context, _too_slow())
             except KeyvouchError as error:
@@ -103,7 +105,7 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             try:
                 await self._admit(access, context)
-                answers = serve(request, context)
+                answers = serve(_readable(request), context)
                 if hasattr(answers, "__aiter__"):
                     async for answer in answers:
                         yield answer
@@ -124,7 +126,7 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
             return
         if access is Access.DEVICE:
             _DEVICE.set(await self._device(context))
-        elif access in (Access.SESSION, Access.APPROVED_SESSION):
+        elif access in (Access.ANY_AUDIENCE, Access.SESSION, Access.APPROVED_SESSION):
             _CALLER.set(await self._caller(access, context))
         elif access is Access.SIGN_IN:
             _TOKEN.set(_credential(context, "SignIn"))
@@ -138,6 +140,8 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
             caller = await self._authenticate(_credential(context, "Bearer"))
         except (MalformedError, EvidenceError) as error:
             raise UnauthenticatedError(error.reason, error.message, fix=error.fix) from error
+        if access is not Access.ANY_AUDIENCE:
+            check_own_audience(caller.session)
         if access is Access.APPROVED_SESSION and caller.session.kind is not SessionKind.APPROVAL:
             raise Denied(
                 Reason.SESSION_PURPOSE,
@@ -156,6 +160,33 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
             )
         who = identify(next(iter(certificates)))
         return await self._connect(who.device_id, who.tenant_id, who.channel_key)
+
+
+def _lenient(parse: Callable[[bytes], Any], *, in_stream: bool) -> Callable[[bytes], Any]:
+    """A deserializer that turns bytes which are no message into a coded refusal.
+
+    Inside a stream it is raised where the servicer reads; a first request is looked at by `_readable`, after
+    the caller has been admitted.
+    """
+
+    def deserialize(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            refusal = MalformedError(
+                Reason.ENCODING, "The request is not a message of this method.", fix="Check the client's version."
+            )
+            if in_stream:
+                raise refusal from None
+            return refusal
+
+    return deserialize
+
+
+def _readable(request: Any) -> Any:
+    if isinstance(request, KeyvouchError):
+        raise request
+    return request
 
 
 def _credential(context: Context, scheme: str) -> str:

@@ -6,6 +6,7 @@ A status has `google.rpc.ErrorInfo` (domain `keyvouch`, the stable reason, metad
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -74,7 +75,7 @@ def details_of(error: KeyvouchError) -> bytes:
         metadata["fix"] = error.fix
     details = [_packed(error_details_pb2.ErrorInfo(reason=error.reason.value, domain=DOMAIN, metadata=metadata))]
     if isinstance(error, ThrottledError):
-        delay = duration_pb2.Duration(seconds=int(error.retry_after))
+        delay = duration_pb2.Duration(seconds=math.ceil(error.retry_after))
         details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
     if "field" in error.metadata:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.metadata["field"], description=str(error))

@@ -87,7 +87,7 @@ class AccessPasses:
         lifetime_minutes: int = 0,
         one_time: bool = False,
     ) -> CreatedPass:
-        """The same inside another ceremony's transaction; sessions stay."""
+        """The same inside another ceremony's transaction. Sessions stay, but for those the old pass opened (T8)."""
         now = self._world.clock.now()
         rules = policy.access_pass
         lifetime = lifetime_minutes or rules.default_lifetime_minutes
@@ -107,7 +107,8 @@ class AccessPasses:
             lifetime_minutes=lifetime,
             one_time=one_time or rules.one_time_required,
         )
-        await tx.delete(AccessPass, {"user_id": user.id})
+        for old in await tx.delete(AccessPass, {"user_id": user.id}):
+            await self._end_sessions_of(tx, old, actor=actor)
         await tx.insert(made)
         await self._audit(tx, "access_pass.create", actor, made)
         return CreatedPass(ViewedPass(made, user, access_pass_refusal(policy, made, now=now)), code)
@@ -126,21 +127,29 @@ class AccessPasses:
         return self._world.keys.mac("access-pass", f"{user}/{typed}".encode())
 
     async def list(self, caller: Caller, username: str, *, after: str, limit: int) -> Sequence[ViewedPass]:
-        """T5, T7: passes of one user or of all, without their codes."""
+        """T5, T7: passes of one user, or of everybody whose passes the caller may see; never the codes."""
         authorise(caller.user.role, Action.LIST_ACCESS_PASSES)
 
-        async def work(tx: Snapshot) -> list[ViewedPass]:
-            where: dict[str, object] = {"tenant_id": caller.user.tenant_id, "id": Above(after)}
+        async def work(tx: Snapshot) -> Sequence[ViewedPass]:
+            where: dict[str, object] = {"tenant_id": caller.user.tenant_id}
             if username:
-                user = await tx.get(User, tenant_id=caller.user.tenant_id, username_key=name_key(username))
-                if user is None:
-                    raise unknown_user()
-                where["user_id"] = user.id
-            policy = await self._world.policy_of(tx, caller.user.tenant_id)
-            rows = await tx.find(AccessPass, where, order="id", limit=limit)
-            return [await self._view(tx, policy, row) for row in rows]
+                where["user_id"] = (await self._target(tx, caller, username, Action.LIST_ACCESS_PASSES)).id
+            return await self._visible(tx, caller, where, after, limit)
 
         return await self._world.store.read(work)
+
+    async def _visible(
+        self, tx: Snapshot, caller: Caller, where: dict[str, object], after: str, limit: int
+    ) -> Sequence[ViewedPass]:
+        """A page that is full unless it is the last one, however many passes are not for the caller's eyes."""
+        policy = await self._world.policy_of(tx, caller.user.tenant_id)
+        views: list[ViewedPass] = []
+        while rows := await tx.find(AccessPass, {**where, "id": Above(after)}, order="id", limit=limit):
+            views += [v for v in [await self._view(tx, policy, row) for row in rows] if _may_see(caller, v)]
+            after = rows[-1].id
+            if len(views) >= limit or len(rows) < limit:
+                break
+        return views[:limit]
 
     async def _view(self, tx: Snapshot, policy: Policy, row: AccessPass) -> ViewedPass:
         user = await tx.get(User, id=row.user_id)
@@ -149,7 +158,10 @@ class AccessPasses:
         return ViewedPass(row, user, access_pass_refusal(policy, row, now=self._world.clock.now()))
 
     async def delete(self, caller: Caller, username: str) -> int:
-        """T11, T12: delete the user's pass; if it was valid, end the user's sessions. Returns how many ended."""
+        """T8, T11, T12: delete the user's pass and end what it opened; if it was valid, end all the user's sessions.
+
+        Returns how many ended.
+        """
 
         async def work(tx: Transaction) -> int | KeyvouchError:
             user = await self._target(tx, caller, username, Action.DELETE_ACCESS_PASS)
@@ -161,13 +173,18 @@ class AccessPasses:
                 )
             await self._audit(tx, "access_pass.delete", caller.user.id, gone[0])
             if access_pass_refusal(policy, gone[0], now=self._world.clock.now()) is not None:
-                return 0
+                return await self._end_sessions_of(tx, gone[0], actor=caller.user.id)
             live = await self._sessions.live_sessions(tx, user_id=user.id)
             return await self._sessions.revoke_in(tx, live, reason="access_pass_deleted", actor=caller.user.id)
 
         return settled(await self._world.store.write(work))
 
-    async def _target(self, tx: Transaction, caller: Caller, username: str, action: Action) -> User:
+    async def _end_sessions_of(self, tx: Transaction, gone: AccessPass, *, actor: str) -> int:
+        """T8: no session outlives the pass that opened it."""
+        live = await self._sessions.live_sessions(tx, user_id=gone.user_id, access_pass_id=gone.id)
+        return await self._sessions.revoke_in(tx, live, reason="access_pass_deleted", actor=actor)
+
+    async def _target(self, tx: Snapshot, caller: Caller, username: str, action: Action) -> User:
         """The user the act is about; the caller's right is checked before existence is told."""
         user = await tx.get(User, tenant_id=caller.user.tenant_id, username_key=name_key(username))
         target = user.role if user else Role.USER
@@ -237,6 +254,14 @@ class AccessPasses:
             user_id=made.user_id,
             ends_at=str(access_pass_end(made)),
         )
+
+
+def _may_see(caller: Caller, view: ViewedPass) -> bool:
+    try:
+        authorise(caller.user.role, Action.LIST_ACCESS_PASSES, target=view.user.role)
+    except KeyvouchError:
+        return False
+    return True
 
 
 def _refused() -> UnauthenticatedError:

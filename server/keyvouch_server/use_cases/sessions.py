@@ -222,12 +222,18 @@ class Sessions:
         return await self._world.store.read(lambda tx: tx.find(Session, where, order="id", limit=limit))
 
     async def revoke(self, caller: Caller, session_id: str) -> None:
-        """End one of the caller's sessions; the present one when no id is given. Idempotent."""
+        """End one of the caller's sessions; the present one when no id is given. Idempotent.
+
+        A session of an access pass can end itself and no other (T8).
+        """
         wanted = session_id or caller.session.id
+        if wanted != caller.session.id:
+            check_own_audience(caller.session)
 
         async def work(tx: Transaction) -> NotFoundError | None:
             session = await tx.get(Session, id=wanted)
-            if session is None or session.user_id != caller.user.id:
+            foreign = caller.session.kind is SessionKind.ACCESS_PASS and wanted != caller.session.id
+            if session is None or session.user_id != caller.user.id or foreign:
                 return NotFoundError(
                     Reason.SESSION_UNKNOWN,
                     "You have no such session.",
@@ -262,6 +268,17 @@ class Sessions:
         """Sessions that are neither revoked nor expired."""
         now = self._world.clock.now()
         return await tx.find(Session, {**where, "revoked_at": 0, "expires_at": Above(now)})
+
+
+def check_own_audience(session: Session) -> None:
+    """P14: a token handed to a resource server must not open this server for it. Raises TOKEN_AUDIENCE."""
+    if session.audience != SELF_AUDIENCE:
+        raise UnauthenticatedError(
+            Reason.TOKEN_AUDIENCE,
+            "The access token is meant for another audience than this server.",
+            fix=f"Sign in with the audience {SELF_AUDIENCE}.",
+            metadata={"expected": SELF_AUDIENCE},
+        )
 
 
 def _ended(session: Session, now: int) -> UnauthenticatedError | None:

@@ -14,7 +14,17 @@ from keyvouch.errors import EvidenceError, KeyvouchError, Reason, ThrottledError
 from keyvouch.ids import PROMPT, SIGN_IN, DeviceId, PromptId, SignInId, TenantId, UserId
 from keyvouch.proofs import load_proof_key, thumbprint, verify_proof
 from keyvouch.statement import Decision, DecisionStatement, Purpose, SignInOffer, challenge, redeem_statement
-from keyvouch_server.domain.model import Credential, Device, Prompt, Session, SignIn, SignInState, Tenant, User
+from keyvouch_server.domain.model import (
+    NO_SESSION,
+    Credential,
+    Device,
+    Prompt,
+    Session,
+    SignIn,
+    SignInState,
+    Tenant,
+    User,
+)
 from keyvouch_server.domain.names import check_text, name_key
 from keyvouch_server.domain.policy import REST_SECONDS, Policy, decide_approval_enabled, decide_assurance
 from keyvouch_server.domain.sign_in import OPEN, TRANSITIONS, Event, draw_number, why_not
@@ -23,7 +33,7 @@ from keyvouch_server.use_cases.sessions import IssuedSession, Sessions
 from keyvouch_server.use_cases.world import ANONYMOUS, SERVER, World, settled, sha256, unknown_sign_in
 
 RETENTION_SECONDS: Final = 7 * 86400
-"""How long an ended sign-in is kept before the sweep removes it. Its audit records stay."""
+"""How long a sign-in that came to nothing is kept before the sweep removes it. Its audit records stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,8 +305,9 @@ class SignIns:
         """End what has run out of time and forget what ended long ago; returns how many expired."""
         now = self._world.clock.now()
         ended = await self._end(Event.EXPIRE, {"expires_at": AtMost(now)}, actor=SERVER)
-        horizon = AtMost(now - RETENTION_SECONDS)
-        await self._world.store.write(lambda tx: tx.delete(SignIn, {"expires_at": horizon}))
+        # What became a session stays with it: the row is the proof of where the session came from.
+        old = {"expires_at": AtMost(now - RETENTION_SECONDS), "session_id": NO_SESSION}
+        await self._world.store.write(lambda tx: tx.delete(SignIn, old))
         return len(ended)
 
     async def _end(self, event: Event, where: dict[str, object], *, actor: str) -> list[SignIn]:

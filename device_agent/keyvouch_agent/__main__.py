@@ -1,0 +1,145 @@
+"""`keyvouch-agent`: the device agent's command line. Nothing heavy is imported before a command is known."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+_DESCRIPTION = "Approves sign-ins with keys that never leave their holder."
+_EPILOG = """\
+files: one private directory, --home, else $KEYVOUCH_AGENT_HOME, else ~/.local/state/keyvouch-agent.
+exit codes: 0 done, 1 refused or failed (the reason is on stderr), 2 wrong usage, 130 interrupted."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    import os
+
+    from keyvouch.errors import KeyvouchError, UsageError
+    from keyvouch_agent.commands.output import Output
+    from keyvouch_agent.config import home_path
+    from keyvouch_agent.home import Home
+
+    output = Output(as_json=arguments.json)
+    try:
+        home = Home.open(home_path(arguments.home, os.environ))
+        return _dispatch(arguments, home, output)
+    except UsageError as error:
+        output.failure(error)
+        return 2
+    except KeyvouchError as error:
+        output.failure(error)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+
+
+def _dispatch(arguments: argparse.Namespace, home: object, output: object) -> int:
+    import importlib
+
+    module, function = _COMMANDS[arguments.command]
+    perform = getattr(importlib.import_module(f"keyvouch_agent.commands.{module}"), function)
+    return perform(arguments, home, output) or 0
+
+
+_COMMANDS = {
+    "enroll": ("accounts", "enroll"),
+    "unregister": ("accounts", "unregister"),
+    "pin": ("accounts", "change_pin"),
+    "run": ("daemon", "run"),
+    "pending": ("decisions", "pending"),
+    "approve": ("decisions", "approve"),
+    "deny": ("decisions", "deny"),
+    "report": ("decisions", "report"),
+    "status": ("standing", "status"),
+    "keys": ("standing", "keys"),
+    "doctor": ("doctor", "doctor"),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="keyvouch-agent",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _common(parser, None, False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, purpose: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=purpose, description=purpose, allow_abbrev=False)
+        _common(made, argparse.SUPPRESS, argparse.SUPPRESS)
+        return made
+
+    _add_enroll(command("enroll", "Register this device with a Temporary Access Pass."))
+    run = command("run", "Run the agent: sign-in requests reach this device while it runs.")
+    run.add_argument("--quiet-prompts", action="store_true", help="do not ask in this terminal")
+    command("pending", "List the sign-in requests that wait.")
+    approve = command("approve", "Approve a sign-in request with the number it shows and the PIN.")
+    _add_prompt(approve)
+    approve.add_argument("--number", metavar="DIGITS", help="the number shown where you sign in; else it is asked")
+    _add_descriptor(approve, "--pin-fd", "the PIN")
+    _add_prompt(command("deny", "Deny a sign-in request."))
+    _add_prompt(command("report", "Deny a sign-in request and report that it was not you."))
+    command("status", "Show the enrolled accounts and their connections.")
+    command("keys", "Show the keys this device approves with, honestly labelled.")
+    _add_unregister(command("unregister", "Remove an account from this device and end its sessions."))
+    command("doctor", "Check the home, the key providers and the servers.")
+    _add_pin(command("pin", "Set or change the PIN of a key provider, or show its tries left."))
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser, home: str | None, as_json: bool | str) -> None:
+    parser.add_argument("--home", metavar="DIR", default=home, help="the agent's private directory")
+    parser.add_argument("--json", action="store_true", default=as_json, help="speak JSON")
+
+
+def _add_prompt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="id of the request; not needed when one waits")
+
+
+def _add_descriptor(parser: argparse.ArgumentParser, name: str, what: str) -> None:
+    parser.add_argument(name, type=int, metavar="N", help=f"read {what} from descriptor N; else it is asked, unseen")
+
+
+def _add_provider(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--provider", default="software", metavar="KIND", help="what holds the key (software)")
+
+
+def _add_enroll(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--server", required=True, metavar="HOST:PORT", help="the server's public listener")
+    parser.add_argument("--ca", metavar="FILE", help="the server's CA in PEM; else the usual anchors")
+    parser.add_argument("--server-id", metavar="HEX", help="refuse any server but the one with this identity")
+    parser.add_argument("--tenant", required=True, metavar="NAME")
+    parser.add_argument("--user", required=True, metavar="NAME")
+    parser.add_argument("--name", metavar="NAME", help="what this device is called in lists; else its host name")
+    _add_provider(parser)
+    _add_descriptor(parser, "--pin-fd", "the PIN")
+    _add_descriptor(parser, "--access-pass-fd", "the Temporary Access Pass")
+
+
+def _add_unregister(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("device", nargs="?", metavar="ACCOUNT", help="user name or device id, where there are several")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--only-here", action="store_true", help="do not tell the server; an administrator has to")
+
+
+def _add_pin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--status", action="store_true", help="only show where the PIN stands")
+    _add_provider(parser)
+    _add_descriptor(parser, "--pin-fd", "the old PIN")
+    _add_descriptor(parser, "--new-pin-fd", "the new PIN")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""What the agent wants of the world beside its key providers: time, the server, and a person.
+
+Values that cross these ports mirror the messages of `keyvouch.v1`, without its library: only `rpc` knows that.
+Key providers have their own page, `ports`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from enum import StrEnum, unique
+from typing import Protocol, TypeAlias
+
+from keyvouch.ids import CredentialId, DeviceId
+from keyvouch_agent.ports import Assertion
+
+__all__ = [
+    "Answer",
+    "AttestationEvidence",
+    "Clock",
+    "DeviceServer",
+    "EnrolmentServer",
+    "EventHandler",
+    "LinkState",
+    "Outcome",
+    "Prompt",
+    "PromptLink",
+    "Registered",
+    "RegistrationOffer",
+    "RequiredAssurance",
+    "Secret",
+    "ServerEvent",
+    "SignInState",
+    "StateHandler",
+    "Welcome",
+    "Withdrawn",
+]
+
+
+class Clock(Protocol):
+    """Two clocks of the device. Neither is believed about the server's time; see `server_time`."""
+
+    def now(self) -> float:
+        """Seconds since the epoch, as this device has it."""
+
+    def monotonic(self) -> float:
+        """Seconds that only go forward, also while the device sleeps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """An access pass or a token: printed, logged or shown, it is three asterisks."""
+
+    _value: str = field(repr=False)
+
+    def reveal(self) -> str:
+        """The value, for the one place that sends it."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "***"
+
+    __str__ = __repr__
+
+
+@unique
+class SignInState(StrEnum):
+    """The states of a sign-in, as in `keyvouch.v1.SignInState`."""
+
+    UNSPECIFIED = "unspecified"
+    PENDING = "pending"
+    APPROVED = "approved"
+    DENIED = "denied"
+    REPORTED = "reported"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    SUPERSEDED = "superseded"
+    CANCELLED = "cancelled"
+    CONSUMED = "consumed"
+
+
+@unique
+class LinkState(StrEnum):
+    """How the prompt stream of one enrolment fares. The last three are final."""
+
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    WAITING = "waiting"
+    """Not connected; the next try comes by itself."""
+    REMOVED = "removed"
+    """The server has removed this device."""
+    CERTIFICATE_REFUSED = "certificate_refused"
+    """The server does not accept this device's certificate, or it has ended."""
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class RequiredAssurance:
+    """What a registration needs at least, in the words of `keyvouch.assurance`; empty where anything will do.
+
+    `protection` is `any` or `hardware`.
+    """
+
+    protection: str = ""
+    verification: str = ""
+    provenance: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationOffer:
+    """BeginRegistrationResponse."""
+
+    registration_id: str
+    registration_token: Secret
+    statement: bytes
+    rp_id: str
+    user_handle: bytes
+    username: str
+    algorithms: tuple[int, ...]
+    expires_at: int
+    required: RequiredAssurance
+
+
+@dataclass(frozen=True, slots=True)
+class AttestationEvidence:
+    """CompleteRegistrationRequest: the bytes that are repeated as they are after a crash."""
+
+    client_data_json: bytes
+    attestation_object: bytes
+    channel_proof: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """CompleteRegistrationResponse, as far as the agent keeps it."""
+
+    device_id: DeviceId
+    tenant_id: str
+    user_id: str
+    display_name: str
+    credential_id: CredentialId
+    certificate_chain: tuple[bytes, ...]
+    device_endpoint: str
+    tenant_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A signed decision: an assertion for an approval, a signature of the channel key for all else."""
+
+    prompt_id: str
+    statement: bytes
+    assertion: Assertion | None = None
+    channel_signature: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """First message of the server on a prompt stream."""
+
+    server_version: str
+    server_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A sign-in that waits for this device. `offer` is what is parsed, shown and signed."""
+
+    prompt_id: str
+    offer: bytes
+    expires_at: int
+    number_digits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an answer. `reason` is empty where it was accepted."""
+
+    prompt_id: str
+    accepted: bool
+    state: SignInState
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """The prompt needs no answer any more."""
+
+    prompt_id: str
+    state: SignInState
+
+
+ServerEvent: TypeAlias = Welcome | Prompt | Outcome | Withdrawn
+EventHandler: TypeAlias = Callable[[ServerEvent], Awaitable[None]]
+StateHandler: TypeAlias = Callable[[LinkState, str], None]
+
+
+class EnrolmentServer(Protocol):
+    """The public listener, as far as a device needs it. Every method raises errors of `keyvouch.errors`."""
+
+    async def sign_in_with_access_pass(self, *, tenant: str, username: str, access_pass: Secret) -> Secret:
+        """Open a session that may register a method; return its access token."""
+
+    async def begin_registration(
+        self, access_token: Secret, *, channel_public_key: bytes, display_name: str, provider: str
+    ) -> RegistrationOffer:
+        """Ask for a registration statement."""
+
+    async def complete_registration(self, registration_token: Secret, evidence: AttestationEvidence) -> Registered:
+        """Hand in the evidence. The same bytes give the same answer, however often they are sent."""
+
+
+class DeviceServer(Protocol):
+    """The device listener's unary calls."""
+
+    async def renew_certificate(self) -> tuple[bytes, ...]:
+        """A new certificate chain for the channel key in use."""
+
+    async def unregister(self) -> int:
+        """Remove this device; return how many sessions ended with it."""
+
+    async def display_name(self) -> str:
+        """The device's name as the server knows it: proof that the channel works."""
+
+    async def close(self) -> None:
+        """End the channel."""
+
+
+class PromptLink(Protocol):
+    """The prompt stream of one enrolment, kept open across failures."""
+
+    async def run(self) -> LinkState:
+        """Keep the stream open until a final state, and return that."""
+
+    def send(self, answer: Answer) -> None:
+        """Send now if the stream is open; the caller keeps the answer and sends it again after the next welcome."""

@@ -1,0 +1,147 @@
+"""Sign-in on the device: from the bytes of an offer to a signed decision.
+
+    1  parse the offer from the bytes received; what is shown comes from these and from nothing else
+    2  hold it against the enrolment: server, tenant, user, device, credential
+    3  has it expired, by the server's time?
+       -- the person is shown the review and decides --
+    4  approve: the number has the right shape, and the offer has not expired meanwhile
+    5  the PIN can still be given
+    6  the provider signs SHA-256("keyvouch/sign-in/v1" 00 {offer, approve, number}) with PIN and presence
+    7  deny, report: the channel key signs the same kind of statement; no PIN, so nothing can prevent a denial
+
+The number is never sent to the device: a wrong one makes a signature that does not verify. What is not here:
+showing, asking, sending, keeping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from keyvouch.errors import DeviceError, EvidenceError, MalformedError, Reason, RefusedError, UsageError
+from keyvouch.statement import Decision, DecisionStatement, Purpose, SignInOffer, challenge, check_offer
+from keyvouch_agent.agent_ports import Answer, Prompt
+from keyvouch_agent.channel_identity import ChannelKey
+from keyvouch_agent.ledger import Enrolment
+from keyvouch_agent.pin_standing import check_pin_usable
+from keyvouch_agent.ports import KeyUse, Provider, ProviderInteraction
+
+__all__ = ["Review", "SignInCeremony"]
+
+MIN_DIGITS, MAX_DIGITS = 2, 8
+_LONGEST_PROMPT_ID = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """A prompt that may be shown: `offer` was parsed from `prompt.offer` and fits the enrolment."""
+
+    prompt: Prompt
+    offer: SignInOffer
+
+    @property
+    def expires_at(self) -> int:
+        """The signed expiry, or the prompt's where that is earlier; seconds on the server's clock."""
+        return min(self.offer.expires_at, self.prompt.expires_at or self.offer.expires_at)
+
+
+class SignInCeremony:
+    """Decisions for one enrolment.
+
+    `provider` gives the holder of its key, `server_now` the server's time in seconds since the epoch.
+    """
+
+    def __init__(
+        self, *, enrolment: Enrolment, provider: Callable[[], Provider], server_now: Callable[[], float]
+    ) -> None:
+        self._enrolment = enrolment
+        self._provider = provider
+        self._server_now = server_now
+
+    def review(self, prompt: Prompt) -> Review:
+        """Steps 1 to 3.
+
+        Raises `MalformedError(STATEMENT_MALFORMED, FIELD_INVALID)`, `EvidenceError` (WRONG_SERVER, WRONG_TENANT,
+        WRONG_USER, WRONG_DEVICE, CREDENTIAL_ID), `RefusedError(SIGN_IN_EXPIRED)`.
+        """
+        offer = SignInOffer.parse(prompt.offer)
+        mine = self._enrolment
+        check_offer(
+            offer,
+            server_id=mine.server_id,
+            tenant_id=mine.tenant_id,
+            user_id=mine.user_id,
+            device_id=mine.device_id,
+        )
+        if offer.credential_id != mine.credential_id:
+            raise _refuse_key()
+        if not 1 <= len(prompt.prompt_id) <= _LONGEST_PROMPT_ID or not MIN_DIGITS <= prompt.number_digits <= MAX_DIGITS:
+            raise MalformedError(
+                Reason.FIELD_INVALID,
+                "The prompt has no proper id or asks for an impossible number of digits.",
+                fix="Nothing was signed. Check that the agent and the server run the same version.",
+            )
+        review = Review(prompt, offer)
+        self.check_open(review)
+        return review
+
+    def check_open(self, review: Review) -> None:
+        """Raise `RefusedError(SIGN_IN_EXPIRED)` once the server would not take an answer any more."""
+        if self._server_now() >= review.expires_at:
+            raise RefusedError(
+                Reason.SIGN_IN_EXPIRED,
+                "The sign-in request has expired.",
+                fix="Begin the sign-in again in the app, if it was you.",
+            )
+
+    def check_number(self, review: Review, number: str) -> None:
+        """Raise `MalformedError(FIELD_INVALID)` for anything but exactly the digits asked for."""
+        digits = review.prompt.number_digits
+        if len(number) != digits or not (number.isascii() and number.isdigit()):
+            raise MalformedError(
+                Reason.FIELD_INVALID,
+                f"The number has exactly {digits} digits. Nothing was signed.",
+                fix="Type the number that the app or browser shows, with its leading zeros.",
+                metadata={"digits": str(digits)},
+            )
+
+    def approve(self, review: Review, number: str, interaction: ProviderInteraction) -> Answer:
+        """Steps 4 to 6. Blocks; the PIN comes from `interaction`.
+
+        Raises what `check_number` and `check_open` raise, and the provider's `DeviceError`.
+        """
+        self.check_number(review, number)
+        self.check_open(review)
+        provider = self._provider()
+        check_pin_usable(provider.capabilities())
+        statement = DecisionStatement(review.prompt.offer, Decision.APPROVE, number).encode()
+        use = KeyUse(
+            challenge(Purpose.SIGN_IN, statement),
+            self._enrolment.rp_id,
+            self._enrolment.credential_id,
+        )
+        with provider.open(interaction, rp_id=self._enrolment.rp_id) as session:
+            assertion = session.sign(use)
+        if assertion.credential_id != self._enrolment.credential_id:
+            raise DeviceError(
+                Reason.DEVICE_FAILED,
+                "The key provider signed with another key than the enrolled one.",
+                fix="Nothing was sent. Try again; if it goes on, enrol this device again.",
+            )
+        return Answer(review.prompt.prompt_id, statement, assertion=assertion)
+
+    def refuse(self, review: Review, decision: Decision) -> Answer:
+        """Step 7: deny or report. Raises `UsageError` for an approval."""
+        if decision is Decision.APPROVE:
+            raise UsageError("An approval needs the number and the PIN.", fix="Call approve.")
+        statement = DecisionStatement(review.prompt.offer, decision).encode()
+        signature = ChannelKey(self._enrolment.channel_key).sign(Purpose.SIGN_IN, statement)
+        return Answer(review.prompt.prompt_id, statement, channel_signature=signature)
+
+
+def _refuse_key() -> EvidenceError:
+    return EvidenceError(
+        Reason.CREDENTIAL_ID,
+        "The request asks for another key than the one this device is enrolled with.",
+        fix="Nothing was signed. Tell your administrator.",
+    )

@@ -1,0 +1,1 @@
+"""The commands of `keyvouch-agent`, one module per errand, imported only when it is run."""

@@ -1,0 +1,216 @@
+"""enroll, unregister, pin: what changes the keys of this device. A running agent lends its key providers for it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import platform
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+from keyvouch.errors import ConflictError, MalformedError, Reason, UnavailableError, UsageError
+from keyvouch.ids import ServerId
+from keyvouch_agent import bootstrap
+from keyvouch_agent.agent_ports import Secret
+from keyvouch_agent.ceremonies.registration import RegistrationWish
+from keyvouch_agent.commands.asking import TerminalInteraction, ask_secret, open_terminal, read_secret
+from keyvouch_agent.commands.output import Output
+from keyvouch_agent.home import Home
+from keyvouch_agent.interactions import GivenPin
+from keyvouch_agent.ledger import Enrolment, Ledger, not_enrolled
+from keyvouch_agent.local_client import borrow_providers, call_agent
+from keyvouch_agent.pin_standing import describe_pin
+from keyvouch_agent.ports import Pin, PinControl, ProviderInteraction
+from keyvouch_agent.prompts.tty_lines import TtyLines
+from keyvouch_agent.views import enrolment_document, pin_document
+
+__all__ = ["change_pin", "enroll", "unregister"]
+
+_PIN_SESSION = "keyvouch"
+"""A relying party for sessions that only manage the PIN; nothing is signed in them."""
+
+
+def enroll(arguments: argparse.Namespace, home: Home, output: Output) -> None:
+    """Register this device."""
+    wish = _wish(arguments)
+    with borrow_providers(home):
+        enrolment = asyncio.run(_enrol(arguments, home, output, wish))
+    output.result(
+        enrolment_document(enrolment),
+        f"Enrolled: {enrolment.username} of {enrolment.tenant_name}, device {enrolment.device_id}.",
+        "Keep `keyvouch-agent run` running: sign-in requests reach this device through it.",
+    )
+
+
+async def _enrol(arguments: argparse.Namespace, home: Home, output: Output, wish: RegistrationWish) -> Enrolment:
+    async with AsyncExitStack() as stack:
+        lines = _Terminal(stack)
+        interaction: ProviderInteraction
+        if arguments.pin_fd is None:
+            interaction = await lines.interaction()
+        else:
+            interaction = GivenPin(Pin(read_secret(arguments.pin_fd)), may_set=True)
+        return await bootstrap.enrol(
+            home=home,
+            wish=wish,
+            provider=arguments.provider,
+            interaction=interaction,
+            ask_access_pass=_access_pass(arguments, lines),
+            progress=output.progress,
+        )
+
+
+class _Terminal:
+    """Opens the terminal when the first question comes, if one comes."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self._stack = stack
+        self._lines: TtyLines | None = None
+
+    def get(self) -> TtyLines:
+        if self._lines is None:
+            self._lines = self._stack.enter_context(open_terminal())
+        return self._lines
+
+    async def interaction(self) -> TerminalInteraction:
+        asking = TerminalInteraction(self.get(), asyncio.get_running_loop())
+        return await self._stack.enter_async_context(asking)
+
+
+def _access_pass(arguments: argparse.Namespace, lines: _Terminal) -> Callable[[], Awaitable[Secret]]:
+    async def ask() -> Secret:
+        if arguments.access_pass_fd is not None:
+            return Secret(read_secret(arguments.access_pass_fd))
+        return Secret(await ask_secret(lines.get(), "Temporary Access Pass: "))
+
+    return ask
+
+
+def _wish(arguments: argparse.Namespace) -> RegistrationWish:
+    server_id = None
+    if arguments.server_id is not None:
+        try:
+            server_id = ServerId(bytes.fromhex(arguments.server_id))
+        except ValueError:
+            raise UsageError(
+                "--server-id is not 64 hexadecimal digits.", fix="Copy it from the server again."
+            ) from None
+    return RegistrationWish(
+        public_endpoint=arguments.server,
+        public_ca=_authority(arguments.ca),
+        tenant=arguments.tenant,
+        username=arguments.user,
+        display_name=(arguments.name or platform.node() or "device")[:64],
+        server_id=server_id,
+    )
+
+
+def _authority(path: str | None) -> str:
+    if path is None:
+        return ""
+    try:
+        pem = Path(path).read_text("ascii")
+    except (OSError, ValueError) as error:
+        raise UnavailableError(
+            Reason.CONFIGURATION, f"The file {path} cannot be read: {error}.", fix="Give the server's CA file in PEM."
+        ) from error
+    if "-----BEGIN CERTIFICATE-----" not in pem:
+        raise MalformedError(
+            Reason.CONFIGURATION, f"The file {path} holds no certificate in PEM.", fix="Give the server's CA file."
+        )
+    return pem
+
+
+def unregister(arguments: argparse.Namespace, home: Home, output: Output) -> None:
+    """Remove one enrolment, after asking."""
+    enrolment = _chosen(arguments, home)
+    ended = asyncio.run(_unregister(arguments, home, output, enrolment))
+    with suppress(UnavailableError):  # where no agent runs, there is nothing to tell
+        call_agent(home, "reload")
+    output.result(
+        {"device_id": enrolment.device_id, "revoked_sessions": ended},
+        f"Removed: {enrolment.username} of {enrolment.tenant_name}. {ended} sessions ended with it.",
+    )
+
+
+async def _unregister(arguments: argparse.Namespace, home: Home, output: Output, enrolment: Enrolment) -> int:
+    if not arguments.yes:
+        with open_terminal() as lines:
+            lines.show(f"This removes {enrolment.username} of {enrolment.tenant_name} and ends its sessions.")
+            if (await lines.ask("Type yes to go on: ") or "").strip().lower() != "yes":
+                raise MalformedError(
+                    Reason.USER_CANCELLED, "Nothing was removed.", fix="Use --yes to skip the question."
+                )
+    return await bootstrap.unregister(
+        home=home, enrolment=enrolment, progress=output.progress, only_here=arguments.only_here
+    )
+
+
+def _chosen(arguments: argparse.Namespace, home: Home) -> Enrolment:
+    wanted = arguments.device
+    found = [e for e in Ledger(home).enrolments() if wanted in {None, e.device_id, e.username}]
+    if not found:
+        raise not_enrolled()
+    if len(found) > 1:
+        raise ConflictError(
+            Reason.FIELD_INVALID,
+            f"{len(found)} accounts are enrolled on this device.",
+            fix="Name one of them: " + ", ".join(e.device_id for e in found),
+        )
+    return found[0]
+
+
+def change_pin(arguments: argparse.Namespace, home: Home, output: Output) -> None:
+    """Show where the PIN stands, or set or change it."""
+    with borrow_providers(home):
+        asyncio.run(_change_pin(arguments, home, output))
+
+
+async def _change_pin(arguments: argparse.Namespace, home: Home, output: Output) -> None:
+    shelf = bootstrap.open_shelf(home)
+    try:
+        provider = await asyncio.to_thread(shelf.get, arguments.provider)
+        capabilities = provider.capabilities()
+        if arguments.status:
+            output.result(pin_document(capabilities), f"{capabilities.name}: {describe_pin(capabilities)}.")
+            return
+        async with AsyncExitStack() as stack:
+            interaction = await _pin_interaction(arguments, _Terminal(stack))
+            session = stack.enter_context(provider.open(interaction, rp_id=_PIN_SESSION))
+            control = session.pin()
+            if control is None:
+                raise UsageError("This key provider has no PIN to manage.", fix="Use the maker's own tool.")
+            await asyncio.to_thread(_set_or_change, control, interaction)
+        output.result(pin_document(provider.capabilities()), "The PIN is set.")
+    finally:
+        shelf.close()
+
+
+async def _pin_interaction(arguments: argparse.Namespace, lines: _Terminal) -> ProviderInteraction:
+    if arguments.new_pin_fd is None:
+        return await lines.interaction()
+    old = "" if arguments.pin_fd is None else read_secret(arguments.pin_fd)
+    return _OldAndNew(old, read_secret(arguments.new_pin_fd))
+
+
+class _OldAndNew(GivenPin):
+    """The old PIN and the new one, both given."""
+
+    def __init__(self, old: str, new: str) -> None:
+        super().__init__(Pin(old))
+        self._new = new
+
+    def request_new_pin(self, min_length: int) -> Pin | None:  # noqa: ARG002
+        return Pin(self._new)
+
+
+def _set_or_change(control: PinControl, interaction: ProviderInteraction) -> None:
+    old = interaction.request_pin(control.retries_left, control.min_length) if control.is_set else None
+    new = interaction.request_new_pin(control.min_length)
+    if new is None or (control.is_set and old is None):
+        raise MalformedError(Reason.USER_CANCELLED, "The PIN was not changed.", fix="Run the command again.")
+    if old is None:
+        control.set(new)
+    else:
+        control.change(old, new)

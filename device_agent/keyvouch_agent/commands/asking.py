@@ -1,0 +1,122 @@
+"""Secrets for a command: from a descriptor, or typed without echo. Never from arguments or the environment."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Self
+
+from keyvouch.errors import MalformedError, Reason, UsageError
+from keyvouch_agent.ports import Pin, PresenceContext
+from keyvouch_agent.prompts.tty_lines import TtyLines
+
+__all__ = ["TerminalInteraction", "ask_secret", "open_terminal", "read_secret"]
+
+_LONGEST = 256
+
+
+def read_secret(descriptor: int) -> str:
+    """The next line of a descriptor. Raises `MalformedError(FIELD_INVALID)` for an empty or endless one."""
+    line = bytearray()
+    try:
+        while len(line) <= _LONGEST and (byte := os.read(descriptor, 1)) not in {b"", b"\n"}:
+            line += byte
+        text = line.decode("utf-8").rstrip("\r")
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    if not text or len(line) > _LONGEST:
+        raise MalformedError(
+            Reason.FIELD_INVALID,
+            f"There is no line of text to read from descriptor {descriptor}.",
+            fix="Give a descriptor that is open for reading, for example --pin-fd 3 with 3< FILE.",
+        )
+    return text
+
+
+@contextmanager
+def open_terminal() -> Iterator[TtyLines]:
+    """The terminal the command was started from. Raises `UsageError` where there is none."""
+    try:
+        descriptor = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        raise UsageError(
+            "There is no terminal to ask on.", fix="Give the secrets with --pin-fd and --access-pass-fd."
+        ) from None
+    with os.fdopen(os.dup(descriptor), "w", encoding="utf-8", errors="replace") as screen:
+        try:
+            yield TtyLines(descriptor, screen)
+        finally:
+            os.close(descriptor)
+
+
+async def ask_secret(lines: TtyLines, question: str) -> str:
+    """Ask without echo. Raises `MalformedError(USER_CANCELLED)` for nothing typed."""
+    typed = await lines.ask(question, secret=True)
+    if not typed:
+        raise MalformedError(Reason.USER_CANCELLED, "Nothing was typed.", fix="Run the command again.")
+    return typed
+
+
+class TerminalInteraction:
+    """`ProviderInteraction` on a terminal. Providers ask from their own thread; the questions run in `loop`.
+
+    `async with` it: an interrupted command takes its question back, so that the terminal has its echo again.
+    """
+
+    def __init__(self, lines: TtyLines, loop: asyncio.AbstractEventLoop) -> None:
+        self._lines = lines
+        self._loop = loop
+        self._questions: set[asyncio.Task[object]] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for question in self._questions:
+            question.cancel()
+        await asyncio.gather(*self._questions, return_exceptions=True)
+
+    def request_pin(self, retries_left: int | None, min_length: int) -> Pin | None:  # noqa: ARG002
+        """Ask for the PIN."""
+        left = "" if retries_left is None else f" ({retries_left} tries left)"
+        return _pin(self._ask(f"PIN{left}: "))
+
+    def request_new_pin(self, min_length: int) -> Pin | None:
+        """Ask for a first PIN, twice."""
+        self._lines.show(f"Choose a PIN of at least {min_length} characters. It protects the key on this device only.")
+        return _pin(self._twice())
+
+    def confirm_presence(self, context: PresenceContext) -> bool:  # noqa: ARG002
+        """Whoever started the command on this terminal is there."""
+        return True
+
+    def touch_needed(self) -> None:
+        """Remind."""
+        self._lines.show("Touch the security key now.")
+
+    def _twice(self) -> str | None:
+        while True:
+            first = self._ask("New PIN: ")
+            if not first:
+                return None
+            if first == self._ask("New PIN again: "):
+                return first
+            self._lines.show("The two are not the same. Once more:")
+
+    def _ask(self, question: str) -> str | None:
+        return asyncio.run_coroutine_threadsafe(self._put(question), self._loop).result()
+
+    async def _put(self, question: str) -> str | None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._questions.add(task)
+        try:
+            return await self._lines.ask(question, secret=True)
+        finally:
+            self._questions.discard(task)
+
+
+def _pin(text: str | None) -> Pin | None:
+    return Pin(text) if text else None

@@ -1,0 +1,64 @@
+"""status and keys: what this device is enrolled in, from the ledger and, where one runs, from the agent."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+
+from keyvouch.errors import Reason, UnavailableError
+from keyvouch_agent.commands.output import Output
+from keyvouch_agent.home import Home
+from keyvouch_agent.ledger import Ledger
+from keyvouch_agent.local_client import call_agent
+from keyvouch_agent.prompts.inert import inert
+from keyvouch_agent.views import enrolment_document
+
+__all__ = ["keys", "status"]
+
+_NONE = "This device is not enrolled. Begin with `keyvouch-agent enroll --server HOST:PORT --tenant T --user U`."
+
+
+def status(_arguments: argparse.Namespace, home: Home, output: Output) -> None:
+    """Enrolments, and how their streams fare."""
+    staged = [s.registration_id for s in Ledger(home).staged()]
+    try:
+        found = call_agent(home, "status").get("enrolments")
+        running = True
+    except UnavailableError as error:
+        if error.reason is not Reason.AGENT_NOT_RUNNING:
+            raise
+        found = [{**enrolment_document(e), "state": "agent not running"} for e in Ledger(home).enrolments()]
+        running = False
+    enrolments = [e for e in found if isinstance(e, dict)] if isinstance(found, list) else []
+    lines = [_status_lines(e) for e in enrolments] or [_NONE]
+    if not running:
+        lines.append("No agent is running: prompts do not reach this device. Start it with `keyvouch-agent run`.")
+    if staged:
+        lines.append("A registration was interrupted: run the same `keyvouch-agent enroll` again to finish it.")
+    document = {"home": str(home.path), "running": running, "enrolments": enrolments, "interrupted": staged}
+    output.result(document, *lines)
+
+
+def keys(_arguments: argparse.Namespace, home: Home, output: Output) -> None:
+    """The keys this device approves with."""
+    documents = [enrolment_document(e) for e in Ledger(home).enrolments()]
+    lines = [
+        f"{str(d['credential_id'])[:16]}...  {_who(d)}  {d['key']}  (channel key: {d['channel_key']})"
+        for d in documents
+    ]
+    output.result({"keys": documents}, *(lines or [_NONE]))
+
+
+def _status_lines(enrolment: Mapping[str, object]) -> str:
+    text = f"{_who(enrolment)}: {enrolment.get('state')}"
+    if detail := enrolment.get("detail"):
+        text += f"\n  {inert(str(detail), longest=400)}"
+    text += f"\n  device {enrolment.get('device_id')}, key: {enrolment.get('key')}"
+    if waiting := enrolment.get("pending"):
+        text += f"\n  {waiting} prompts wait: `keyvouch-agent pending`"
+    return text
+
+
+def _who(document: Mapping[str, object]) -> str:
+    user, tenant, server = (inert(str(document.get(n)), longest=60) for n in ("username", "tenant", "server"))
+    return f"{user} of {tenant} at {server}"

@@ -1,0 +1,301 @@
+"""The ledger: what this device is enrolled in, what it has half finished, and what it has answered.
+
+    enrolments/<device id>.json      one per account: server, user, credential, channel key, certificate chain
+    staged/<registration id>.json    a registration that is about to be completed, bytes and all
+    outbox/<digest>.json             a signed answer whose outcome has not arrived
+
+Each file is one strict JSON object, written whole or not at all (`home`). A registration is staged before it is
+sent and an answer is kept before it is sent, so a crash repeats the same bytes and never a new act. No file holds
+a PIN, a Temporary Access Pass or a session token; the enrolment holds the channel key, see
+`CHANNEL_KEY_PROTECTION`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+from keyvouch.errors import DeviceError, MalformedError, NotFoundError, Reason
+from keyvouch.ids import CredentialId, DeviceId, ServerId, TenantId, UserId
+from keyvouch_agent.agent_ports import Answer
+from keyvouch_agent.home import Home
+from keyvouch_agent.ports import Assertion
+from keyvouch_agent.strict_json import COUNT, Field, dump_object, octets, octets_list, parse_object, text
+
+__all__ = ["CHANNEL_KEY_PROTECTION", "Enrolment", "KeptAnswer", "Ledger", "StagedRegistration"]
+
+CHANNEL_KEY_PROTECTION = "sealed by file permissions only"
+"""The honest label of the channel key."""
+
+LONGEST_FILE = 256 * 1024
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolment:
+    """One account on this device.
+
+    `public_ca` is PEM, empty for the system's anchors; `channel_key` PKCS#8 DER; `certificate_chain` DER, the
+    device's certificate first, the server's identity certificate last.
+    """
+
+    FORMAT: ClassVar[str] = "keyvouch enrolment"
+    FIELDS: ClassVar[Mapping[str, Field]] = {
+        "public_endpoint": text(300),
+        "public_ca": text(65536),
+        "device_endpoint": text(300),
+        "server_id": octets(32),
+        "tenant_id": text(),
+        "tenant_name": text(),
+        "user_id": text(),
+        "username": text(),
+        "device_id": text(),
+        "display_name": text(),
+        "credential_id": octets(1023),
+        "rp_id": text(),
+        "provider": text(32),
+        "channel_key": octets(),
+        "certificate_chain": octets_list(4),
+    }
+
+    public_endpoint: str
+    public_ca: str
+    device_endpoint: str
+    server_id: ServerId
+    tenant_id: TenantId
+    tenant_name: str
+    user_id: UserId
+    username: str
+    device_id: DeviceId
+    display_name: str
+    credential_id: CredentialId
+    rp_id: str
+    provider: str
+    channel_key: bytes = field(repr=False)
+    certificate_chain: tuple[bytes, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StagedRegistration:
+    """Everything it takes to send CompleteRegistration again with the same bytes."""
+
+    FORMAT: ClassVar[str] = "keyvouch staged registration"
+    FIELDS: ClassVar[Mapping[str, Field]] = {
+        "public_endpoint": text(300),
+        "public_ca": text(65536),
+        "tenant_name": text(),
+        "username": text(),
+        "registration_id": text(),
+        "registration_token": text(),
+        "statement": octets(4096),
+        "rp_id": text(),
+        "credential_id": octets(1023),
+        "provider": text(32),
+        "channel_key": octets(),
+        "client_data_json": octets(65536),
+        "attestation_object": octets(65536),
+        "channel_proof": octets(),
+    }
+
+    public_endpoint: str
+    public_ca: str
+    tenant_name: str
+    username: str
+    registration_id: str
+    registration_token: str = field(repr=False)
+    statement: bytes
+    rp_id: str
+    credential_id: CredentialId
+    provider: str
+    channel_key: bytes = field(repr=False)
+    client_data_json: bytes = field(repr=False)
+    attestation_object: bytes = field(repr=False)
+    channel_proof: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAnswer:
+    """An answer as it was signed. `expires_at` is the offer's, on the server's clock."""
+
+    FORMAT: ClassVar[str] = "keyvouch answer"
+    FIELDS: ClassVar[Mapping[str, Field]] = {
+        "device_id": text(),
+        "expires_at": COUNT,
+        "prompt_id": text(),
+        "statement": octets(8192),
+        "credential_id": octets(1023),
+        "client_data_json": octets(65536),
+        "authenticator_data": octets(65536),
+        "signature": octets(),
+        "user_handle": octets(64),
+        "channel_signature": octets(),
+    }
+
+    device_id: str
+    expires_at: int
+    prompt_id: str
+    statement: bytes
+    credential_id: bytes = b""
+    client_data_json: bytes = b""
+    authenticator_data: bytes = b""
+    signature: bytes = b""
+    user_handle: bytes = b""
+    channel_signature: bytes = b""
+
+    @classmethod
+    def of(cls, answer: Answer, *, device_id: str, expires_at: int) -> KeptAnswer:
+        """Keep `answer` of this device until `expires_at`."""
+        kept = cls(device_id, expires_at, answer.prompt_id, answer.statement)
+        proof = answer.assertion
+        if proof is None:
+            return dataclasses.replace(kept, channel_signature=answer.channel_signature)
+        return dataclasses.replace(
+            kept,
+            credential_id=proof.credential_id,
+            client_data_json=proof.client_data,
+            authenticator_data=proof.authenticator_data,
+            signature=proof.signature,
+            user_handle=proof.user_handle or b"",
+        )
+
+    @property
+    def answer(self) -> Answer:
+        """The answer, byte for byte."""
+        if self.channel_signature:
+            return Answer(self.prompt_id, self.statement, channel_signature=self.channel_signature)
+        proof = Assertion(
+            CredentialId(self.credential_id),
+            self.client_data_json,
+            self.authenticator_data,
+            self.signature,
+            self.user_handle or None,
+        )
+        return Answer(self.prompt_id, self.statement, assertion=proof)
+
+
+_Record = TypeVar("_Record", Enrolment, StagedRegistration, KeptAnswer)
+
+
+class Ledger:
+    """The records of one home. Every method may raise the errors of `Home`; reading raises LEDGER_CORRUPT."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+
+    def enrolments(self) -> tuple[Enrolment, ...]:
+        """Every enrolment, ordered by device id."""
+        return self._all("enrolments", Enrolment)
+
+    def enrolment(self, device_id: str) -> Enrolment:
+        """One enrolment. Raises `NotFoundError(NOT_ENROLLED)`."""
+        try:
+            return self._load(_file("enrolments", device_id), Enrolment)
+        except FileNotFoundError:
+            raise not_enrolled() from None
+
+    def record(self, enrolment: Enrolment) -> None:
+        """Write an enrolment, over an older one of the same device id."""
+        self._store(_file("enrolments", enrolment.device_id), enrolment)
+
+    def remove(self, device_id: str) -> None:
+        """Remove an enrolment and the answers it still keeps."""
+        for kept in self.outbox(device_id):
+            self.drop(kept.prompt_id)
+        self.home.delete(_file("enrolments", device_id))
+
+    def staged(self) -> tuple[StagedRegistration, ...]:
+        """Registrations that were about to be completed."""
+        return self._all("staged", StagedRegistration)
+
+    def stage(self, registration: StagedRegistration) -> None:
+        """Keep a registration before it is sent."""
+        self._store(_file("staged", registration.registration_id), registration)
+
+    def unstage(self, registration_id: str) -> None:
+        """Forget a registration that is complete, or that the server will never complete."""
+        self.home.delete(_file("staged", registration_id))
+
+    def outbox(self, device_id: str) -> tuple[KeptAnswer, ...]:
+        """Answers of a device whose outcome has not arrived."""
+        return tuple(kept for kept in self._all("outbox", KeptAnswer) if kept.device_id == device_id)
+
+    def keep(self, kept: KeptAnswer) -> None:
+        """Keep an answer before it is sent."""
+        self._store(_outbox_file(kept.prompt_id), kept)
+
+    def drop(self, prompt_id: str) -> None:
+        """Forget an answer: its outcome is known or its time is over."""
+        self.home.delete(_outbox_file(prompt_id))
+
+    def sweep(self) -> None:
+        """Remove what interrupted writes have left behind."""
+        for folder in ("enrolments", "staged", "outbox"):
+            self.home.sweep(folder)
+
+    def _all(self, folder: str, kind: type[_Record]) -> tuple[_Record, ...]:
+        records = []
+        for name in self.home.names(folder, ".json"):
+            try:
+                records.append(self._load(name, kind))
+            except FileNotFoundError:
+                continue  # removed by another command since it was listed
+        return tuple(records)
+
+    def _load(self, name: str, kind: type[_Record]) -> _Record:
+        data = self.home.read(name, longest=LONGEST_FILE)
+        shape = {"format": text(40), "version": COUNT, **kind.FIELDS}
+        try:
+            values: dict[str, Any] = parse_object(data, shape, longest=LONGEST_FILE)
+        except MalformedError as error:
+            raise self._corrupt(name, error.message) from error
+        if (values.pop("format"), values.pop("version")) != (kind.FORMAT, _VERSION):
+            raise self._corrupt(name, f"It is not a {kind.FORMAT} of version {_VERSION}.")
+        return kind(**values)
+
+    def _store(self, name: str, record: _Record) -> None:
+        values = {field_name: getattr(record, field_name) for field_name in record.FIELDS}
+        self.home.write(name, dump_object({"format": record.FORMAT, "version": _VERSION, **values}, indent=1))
+
+    def _corrupt(self, name: str, why: str) -> DeviceError:
+        path = self.home.path / name
+        ways = {
+            "enrolments": "Restore it from a backup, or move it away and enrol this device again.",
+            "staged": "Move it away, then run `keyvouch-agent enroll` again.",
+            "outbox": "Move it away; an unanswered prompt is shown again.",
+        }
+        return DeviceError(
+            Reason.LEDGER_CORRUPT,
+            f"The file {path} is damaged. {why}",
+            fix=ways[name.partition("/")[0]],
+            metadata={"path": str(path)},
+        )
+
+
+def not_enrolled() -> NotFoundError:
+    """The error for a device without the enrolment that is needed."""
+    return NotFoundError(
+        Reason.NOT_ENROLLED,
+        "This device is not enrolled.",
+        fix="Run `keyvouch-agent enroll --server HOST:PORT --tenant TENANT --user USER` with a Temporary Access Pass.",
+    )
+
+
+def _file(folder: str, identifier: str) -> str:
+    """The file of a record. The peer chose the identifier, so its shape is checked before it names a file."""
+    if _NAME.fullmatch(identifier) is None:
+        raise MalformedError(
+            Reason.FIELD_INVALID,
+            "The server named an id that cannot be an id.",
+            fix="Nothing was kept. Check that the agent and the server run the same version.",
+        )
+    return f"{folder}/{identifier}.json"
+
+
+def _outbox_file(prompt_id: str) -> str:
+    return f"outbox/{hashlib.sha256(prompt_id.encode()).hexdigest()[:40]}.json"

@@ -1,0 +1,1 @@
+"""The `Provider` port's answers: everything that holds a key, alike for the ceremonies above."""

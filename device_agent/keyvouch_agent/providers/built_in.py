@@ -1,0 +1,110 @@
+"""The provider for everything without a FIDO2 interface of its own: our authenticator over a `KeyVault`.
+
+    BuiltInProvider(Authenticator(SoftwareVault.open(path, entropy), clock, entropy))
+
+One `Authenticator` lives as long as the agent; that is its power cycle, over which wrong PINs in a row are
+counted. What is *not* here: which vault; the program's bootstrap chooses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fido2.ctap import CtapError
+
+from keyvouch.errors import DeviceError
+from keyvouch_agent.authenticator.device import AuthenticatorDevice
+from keyvouch_agent.authenticator.engine import Authenticator
+from keyvouch_agent.authenticator.ports import Presence, PresenceRequest
+from keyvouch_agent.ports import (
+    Gate,
+    KeyProtection,
+    PresenceContext,
+    ProviderCapabilities,
+    ProviderInteraction,
+    ProviderKind,
+)
+from keyvouch_agent.providers.ctap_failures import device_error
+from keyvouch_agent.providers.ctap_session import CtapSession
+
+__all__ = ["DEFAULT_MIN_PIN_LENGTH", "BuiltInProvider"]
+
+DEFAULT_MIN_PIN_LENGTH = 6
+"""Characters the agent asks for by default (NIST SP 800-63B section 3.2.10 recommends six)."""
+
+_UV_BY = {
+    ProviderKind.TPM: Gate.TPM_POLICY,
+    ProviderKind.SMARTCARD: Gate.CARD_POLICY,
+    ProviderKind.SOFTWARE: Gate.HOST,
+    ProviderKind.FIDO2: Gate.AUTHENTICATOR,
+}
+
+
+_KEY_PROTECTION = {ProviderKind.SOFTWARE: KeyProtection.SOFTWARE}
+_NAMES = {
+    ProviderKind.TPM: "Trusted Platform Module",
+    ProviderKind.SMARTCARD: "Smartcard",
+    ProviderKind.SOFTWARE: "Software key vault",
+    ProviderKind.FIDO2: "FIDO2 authenticator",
+}
+
+
+class BuiltInProvider:
+    """`Provider` over an authenticator of our own. See `keyvouch_agent.ports` for the methods."""
+
+    def __init__(self, authenticator: Authenticator, *, min_pin_length: int = DEFAULT_MIN_PIN_LENGTH) -> None:
+        self._authenticator = authenticator
+        self._min_pin_length = max(min_pin_length, authenticator.min_pin_length)
+        self._kind = ProviderKind(authenticator.properties.protection)
+
+    def capabilities(self) -> ProviderCapabilities:
+        """What the vault says about itself; its PIN's state is read without a prompt."""
+        properties, pin = self._authenticator.properties, self._authenticator.pin_state()
+        return ProviderCapabilities(
+            kind=self._kind,
+            name=_NAMES[self._kind],
+            algorithms=properties.algorithms,
+            key_protection=_KEY_PROTECTION.get(self._kind, KeyProtection.HARDWARE),
+            uv_by=_UV_BY[self._kind],
+            up_by=Gate.HOST,
+            pin_is_set=pin.is_set,
+            pin_retries_left=pin.retries_left,
+            min_pin_length=self._min_pin_length,
+            attestation_formats=properties.attestation_formats,
+            aaguid=properties.aaguid,
+        )
+
+    def open(self, ui: ProviderInteraction, *, rp_id: str) -> CtapSession:
+        """Start a ceremony. Presence is an explicit confirmation in the agent."""
+        presence = _ConfirmedPresence(ui)
+        device = AuthenticatorDevice(self._authenticator, presence)
+
+        def explain(status: int | None) -> DeviceError | None:
+            if status == CtapError.ERR.OPERATION_DENIED and presence.timed_out:
+                return device_error(CtapError(CtapError.ERR.USER_ACTION_TIMEOUT))
+            return device.failure if status == CtapError.ERR.OTHER else None
+
+        return CtapSession(
+            device, ui, rp_id=rp_id, min_pin_length=self._min_pin_length, reminds_of_touch=False, explain=explain
+        )
+
+
+class _ConfirmedPresence:
+    """The `UserPresence` port over the agent's own prompt."""
+
+    def __init__(self, ui: ProviderInteraction) -> None:
+        self._ui = ui
+        self.timed_out = False
+
+    def confirm(self, request: PresenceRequest, cancelled: Callable[[], bool]) -> Presence:
+        """Ask. The prompt itself is withdrawn by whoever cancels the session."""
+        self.timed_out = False
+        try:
+            context = PresenceContext(str(request.purpose), request.rp_id, request.user_name)
+            granted = self._ui.confirm_presence(context)
+        except TimeoutError:
+            self.timed_out = True
+            return Presence.TIMEOUT
+        if cancelled():
+            return Presence.CANCELLED
+        return Presence.GRANTED if granted else Presence.DENIED

@@ -1,0 +1,1 @@
+"""What holds keys: each vault answers the `KeyVault` port of `keyvouch_agent.authenticator.vault`."""

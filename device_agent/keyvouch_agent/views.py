@@ -1,0 +1,110 @@
+"""What the agent tells its user interfaces: plain documents, the same on the socket, in `--json` and in the terminal.
+
+Texts of the peer are passed on as they are; whoever prints them makes them inert first (`prompts.inert`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeAlias
+
+from keyvouch.errors import DeviceError, KeyvouchError
+from keyvouch_agent.agent_ports import Outcome
+from keyvouch_agent.ledger import CHANNEL_KEY_PROTECTION, Enrolment
+from keyvouch_agent.ports import ProviderCapabilities
+
+if TYPE_CHECKING:  # it brings the cryptographic library along, which most commands do without
+    from keyvouch_agent.ceremonies.sign_in import Review
+
+__all__ = ["Document", "enrolment_document", "error_document", "outcome_document", "pin_document", "prompt_document"]
+
+Document: TypeAlias = Mapping[str, object]
+
+KEY_LABELS: Mapping[str, str] = {
+    "software": "software, protected by your PIN only",
+    "tpm": "this computer's TPM",
+    "fido2": "security key",
+    "smartcard": "smartcard",
+}
+
+
+def prompt_document(review: Review, enrolment: Enrolment, *, server_now: float) -> Document:
+    """A waiting prompt: who, for what, from where, when, with which key."""
+    offer = review.offer
+    return {
+        "prompt_id": review.prompt.prompt_id,
+        "tenant": enrolment.tenant_name,
+        "username": enrolment.username,
+        "server": enrolment.public_endpoint,
+        "app_id": offer.app_id,
+        "app_name": offer.app_name,
+        "audience": offer.audience,
+        "place": offer.place,
+        "address": offer.address,
+        "binding_message": offer.binding_message,
+        "issued_at": offer.issued_at,
+        "expires_at": review.expires_at,
+        "seconds_left": max(0, int(review.expires_at - server_now)),
+        "number_digits": review.prompt.number_digits,
+        "provider": enrolment.provider,
+        "key": KEY_LABELS.get(enrolment.provider, enrolment.provider),
+        "device_id": enrolment.device_id,
+    }
+
+
+def outcome_document(outcome: Outcome) -> Document:
+    """What became of an answer."""
+    return {
+        "prompt_id": outcome.prompt_id,
+        "accepted": outcome.accepted,
+        "state": outcome.state.value,
+        "reason": outcome.reason,
+        "message": outcome.message,
+    }
+
+
+def enrolment_document(enrolment: Enrolment) -> Document:
+    """An enrolment without its secrets."""
+    return {
+        "device_id": enrolment.device_id,
+        "display_name": enrolment.display_name,
+        "tenant": enrolment.tenant_name,
+        "tenant_id": enrolment.tenant_id,
+        "username": enrolment.username,
+        "user_id": enrolment.user_id,
+        "server": enrolment.public_endpoint,
+        "device_endpoint": enrolment.device_endpoint,
+        "server_id": enrolment.server_id.hex(),
+        "credential_id": enrolment.credential_id.hex(),
+        "rp_id": enrolment.rp_id,
+        "provider": enrolment.provider,
+        "key": KEY_LABELS.get(enrolment.provider, enrolment.provider),
+        "channel_key": CHANNEL_KEY_PROTECTION,
+    }
+
+
+def pin_document(capabilities: ProviderCapabilities) -> Document:
+    """Where the PIN of a provider stands. `retries_left` is null where it cannot be told."""
+    return {
+        "provider": capabilities.kind.value,
+        "name": capabilities.name,
+        "protection": capabilities.key_protection.value,
+        "pin_is_set": capabilities.pin_is_set,
+        "retries_left": capabilities.pin_retries_left,
+        "min_pin_length": capabilities.min_pin_length,
+    }
+
+
+def error_document(error: KeyvouchError) -> Document:
+    """An error for programs and for people; `retries_left` only where the provider told it."""
+    document: dict[str, object] = {
+        "kind": type(error).__name__,
+        "reason": error.reason.value,
+        "message": error.message,
+        "fix": error.fix,
+    }
+    if error.metadata:
+        document["metadata"] = error.metadata
+    if isinstance(error, DeviceError) and error.retries_left is not None:
+        document["retries_left"] = error.retries_left
+    return document

@@ -1,0 +1,131 @@
+"""What people do with their own account: who am I, sessions, sign-out, security info; and the public keys."""
+
+from __future__ import annotations
+
+import json
+
+from keyvouch.errors import KeyvouchError, Reason, UnauthenticatedError
+from keyvouch.v1 import common_pb2, security_info_pb2, sessions_pb2
+from keyvouch_client.commands.devices import device_table
+from keyvouch_client.commands.invocation import Invocation, pages
+from keyvouch_client.commands.output import document, inert, spoken, table
+
+__all__ = ["jwks", "security_info", "sessions", "sign_out", "whoami"]
+
+_OVER = (Reason.SESSION_REVOKED, Reason.SESSION_EXPIRED, Reason.SESSION_UNKNOWN, Reason.CREDENTIALS_INVALID)
+
+
+async def whoami(run: Invocation) -> None:
+    """Show the session as the server knows it now."""
+    stored = run.file.read()
+    async with run.session(stored) as session:
+        told = await session.call(
+            session.connection.sessions.IntrospectSession, sessions_pb2.IntrospectSessionRequest()
+        )
+    details = told.session
+    rows = (
+        ("user", details.username),
+        ("tenant", stored.target.tenant),
+        ("role", told.role),
+        ("server", stored.target.server),
+        ("app", details.app_name),
+        ("how", " ".join((details.acr, *details.amr))),
+        ("approved", run.output.time(details.auth_time)),
+        ("key", " ".join(_assurance_words(details.assurance)).strip()),
+        ("until", run.output.time(details.expires_at)),
+        ("session", details.session_id),
+    )
+    result = {
+        "session": document(details),
+        "role": told.role,
+        "tenant": stored.target.tenant,
+        "server": stored.target.server,
+    }
+    run.output.show(result, *(f"{name:<9} {inert(str(value)) or '-'}" for name, value in rows))
+
+
+def _assurance_words(proved: common_pb2.Assurance) -> tuple[str, str, str]:
+    return (
+        spoken(common_pb2.Protection.Name(proved.protection), "PROTECTION_"),
+        spoken(common_pb2.Verification.Name(proved.verification), "VERIFICATION_"),
+        spoken(common_pb2.Provenance.Name(proved.provenance), "PROVENANCE_"),
+    )
+
+
+async def sessions(run: Invocation) -> None:
+    """List the caller's sessions, the present one marked."""
+    found: list[common_pb2.Session] = []
+    async with run.session() as session:
+        own = session.session_id
+
+        async def fetch(page: common_pb2.PageRequest) -> sessions_pb2.ListSessionsResponse:
+            request = sessions_pb2.ListSessionsRequest(page=page)
+            return await session.call(session.connection.sessions.ListSessions, request)
+
+        async for page in pages(fetch):
+            found += [item for item in page.sessions if run.arguments.all or not item.revoked]
+    rows = [
+        (
+            "*" if item.session_id == own else "",
+            item.session_id,
+            item.app_name,
+            item.acr,
+            run.output.time(item.created_at),
+            "ended" if item.revoked else run.output.time(item.expires_at),
+        )
+        for item in found
+    ]
+    listing = table(("now", "session", "app", "how", "since", "until"), rows)
+    run.output.show({"sessions": [document(item) for item in found], "current": own}, listing)
+
+
+async def sign_out(run: Invocation) -> None:
+    """End the present session, or another one of the caller's."""
+    other = run.arguments.session
+    try:
+        session_id, is_own = await _revoke(run, other)
+    except KeyvouchError as error:
+        ended_already = isinstance(error, UnauthenticatedError) and error.reason in _OVER
+        if other is not None or not (ended_already or run.arguments.forget):
+            raise
+        session_id, is_own = "", True
+        if not ended_already:
+            run.output.note("The server was not told; the session lasts there until it expires.")
+    if is_own:
+        run.file.forget_session()
+    run.output.show(
+        {"signed_out": is_own, "session_id": session_id}, "Signed out." if is_own else "The session has ended."
+    )
+
+
+async def _revoke(run: Invocation, other: str | None) -> tuple[str, bool]:
+    """End a session; returns its id and whether it is the stored one."""
+    async with run.session() as session:
+        session_id = other or session.session_id
+        request = sessions_pb2.RevokeSessionRequest(session_id=session_id)
+        await session.call(session.connection.sessions.RevokeSession, request)
+        return session_id, session_id == session.session_id
+
+
+async def security_info(run: Invocation) -> None:
+    """Show the caller's devices and the server's warnings; with `--remove`, remove a device first."""
+    device = run.arguments.remove
+    async with run.session() as session:
+        stub = session.connection.security_info
+        if device:
+            removed = await session.call(stub.RemoveDevice, security_info_pb2.RemoveDeviceRequest(device_id=device))
+            run.output.note(f"The device is removed; sessions ended: {removed.revoked_sessions}.")
+        told = await session.call(stub.GetSecurityInfo, security_info_pb2.GetSecurityInfoRequest())
+    lines = [f"{inert(told.username)} in {inert(told.tenant_name)}", "", device_table(run.output, told.devices)]
+    lines += ["", *(f"Note: {inert(warning)}" for warning in told.warnings)] if told.warnings else []
+    run.output.show(document(told), *lines)
+
+
+async def jwks(run: Invocation) -> None:
+    """Print the JWK Set. Needs no session."""
+    async with run.connection(run.target(run.file.read().target)) as connection:
+        identity = await connection.identity()
+    keys = json.loads(identity.jwks)
+    result = {"issuer": identity.issuer, "server_id": identity.server_id.hex(), "jwks": keys}
+    run.output.note(f"Issuer: {inert(identity.issuer)}")
+    run.output.show(result, json.dumps(keys, indent=2))

@@ -1,0 +1,152 @@
+"""Showing results: JSON for programs, aligned text for people.
+
+Text from elsewhere (names, messages) is made inert before it reaches a terminal: control and direction characters
+would let a name pretend to be output of this program. Not here: what is shown.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TextIO, cast
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from keyvouch.base64url import encode as base64url
+from keyvouch.errors import KeyvouchError
+
+__all__ = ["Output", "document", "fields_of", "inert", "spoken", "table", "words_of"]
+
+
+class Output:
+    """Where a command's words go: results to standard output, everything else to standard error."""
+
+    def __init__(
+        self, *, as_json: bool, utc: bool = False, stdout: TextIO | None = None, stderr: TextIO | None = None
+    ) -> None:
+        self.as_json = as_json
+        self._utc = utc
+        self._stdout = stdout or sys.stdout
+        self._stderr = stderr or sys.stderr
+
+    def show(self, result: Mapping[str, object], *lines: str) -> None:
+        """Show a result: the object with `--json`, else the lines."""
+        text = json.dumps(result, ensure_ascii=False) if self.as_json else "\n".join(lines)
+        self._stdout.write(text + "\n")
+        self._stdout.flush()
+
+    def note(self, text: str) -> None:
+        """Tell a person something that is not a result; silent with `--json`."""
+        if not self.as_json:
+            self._stderr.write(text + "\n")
+            self._stderr.flush()
+
+    def progress(self, text: str) -> None:
+        """Replace the last line of a terminal; silent elsewhere."""
+        if not self.as_json and self._stderr.isatty():
+            self._stderr.write(f"\r\x1b[K{text}")
+            self._stderr.flush()
+
+    def error(self, error: KeyvouchError) -> None:
+        """Show an error in the form the caller asked for."""
+        if self.as_json:
+            told = {
+                "kind": type(error).__name__,
+                "reason": error.reason.value,
+                "message": error.message,
+                "fix": error.fix,
+            }
+            if error.metadata:
+                told["metadata"] = error.metadata  # type: ignore[assignment]  # one level deeper than the rest
+            self._stderr.write(json.dumps({"error": told}, ensure_ascii=False) + "\n")
+            return
+        self._stderr.write(f"keyvouch: {inert(error.message)}\n")
+        if error.fix:
+            self._stderr.write(f"          {inert(error.fix)}\n")
+
+    def can_draw_blocks(self) -> bool:
+        """Whether standard error can carry block characters."""
+        return (self._stderr.encoding or "").lower().replace("-", "") == "utf8"
+
+    def time(self, seconds: int) -> str:
+        """An instant for people, in local time with its offset, or in UTC."""
+        if seconds <= 0:
+            return "-"
+        try:
+            instant = datetime.fromtimestamp(seconds, UTC)
+        except (OverflowError, ValueError, OSError):
+            return str(seconds)
+        if self._utc:
+            return instant.strftime("%Y-%m-%d %H:%M:%S UTC")
+        return instant.astimezone().isoformat(" ", "seconds")
+
+
+def inert(text: str) -> str:
+    """`text` with every control, format and separator character replaced, so that it is one harmless line."""
+    return "".join(_REPLACED if unicodedata.category(c) in _HARMFUL else c for c in text)
+
+
+_REPLACED = "\N{REPLACEMENT CHARACTER}"
+_HARMFUL = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def spoken(enum_name: str, prefix: str) -> str:
+    """`ROLE_GLOBAL_READER` with prefix `ROLE_` as `global_reader`; unspecified as an empty text."""
+    name = enum_name.removeprefix(prefix).lower()
+    return "" if name == "unspecified" else name
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Columns under their titles; cells are made inert."""
+    cells = [[inert(str(cell)) or "-" for cell in row] for row in rows]
+    widths = [max(_width(row[n]) for row in [list(titles), *cells]) for n in range(len(titles))]
+    lines = [_line(row, widths) for row in [[title.upper() for title in titles], *cells]]
+    return "\n".join(lines)
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1 for c in text)
+
+
+def fields_of(message: Message) -> list[FieldDescriptor]:
+    """The fields of a message, in the order of their definition."""
+    return list(cast("Sequence[FieldDescriptor]", message.DESCRIPTOR.fields))
+
+
+def words_of(field: FieldDescriptor) -> dict[int, str]:
+    """The values of an enum field as lower-case words without their common prefix, by number; else nothing."""
+    if field.enum_type is None:
+        return {}
+    prefix = field.enum_type.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    return {value.number: value.name.removeprefix(prefix).lower() for value in field.enum_type.values}
+
+
+def document(message: Message) -> dict[str, object]:
+    """A message as JSON: its field names, enums as lower-case words, bytes as base64url, instants as numbers."""
+    return {field.name: _value(field, getattr(message, field.name)) for field in fields_of(message)}
+
+
+def _value(field: FieldDescriptor, value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): item for key, item in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+        return [_single(field, item) for item in value]
+    return _single(field, value)
+
+
+def _single(field: FieldDescriptor, value: object) -> object:
+    if isinstance(value, Message):
+        return document(value)
+    if isinstance(value, bytes):
+        return base64url(value)
+    if field.enum_type is not None and isinstance(value, int):
+        return "" if value == 0 else words_of(field).get(value, str(value))
+    return value

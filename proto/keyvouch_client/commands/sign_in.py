@@ -1,0 +1,142 @@
+"""`keyvouch sign-in`: number matching with a device, or a Temporary Access Pass.
+
+The number goes to standard error for people; with `--json` it is the first object on standard output, so that a test
+bench can read it while the command waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from keyvouch.errors import KeyvouchError, UsageError
+from keyvouch.v1 import common_pb2
+from keyvouch_client.commands.invocation import Invocation
+from keyvouch_client.commands.number import large
+from keyvouch_client.commands.output import document, inert, spoken
+from keyvouch_client.connection import Connection
+from keyvouch_client.session import Session
+from keyvouch_client.session_file import StoredState, Target
+from keyvouch_client.sign_in import SignIn, sign_in_with_access_pass
+
+__all__ = ["sign_in"]
+
+_APP_ID = "keyvouch-cli"
+_LONGEST_PASS = 256
+
+
+async def sign_in(run: Invocation) -> None:
+    """Sign in and keep the session."""
+    target = run.target(_remembered(run).target)
+    if not target.tenant or not target.username:
+        raise UsageError("Who signs in is not named.", fix="Name --tenant and --user; they are remembered then.")
+    access_pass = _access_pass(run)
+    async with run.connection(target) as connection:
+        if access_pass:
+            session = await sign_in_with_access_pass(
+                connection, tenant=target.tenant, username=target.username, access_pass=access_pass
+            )
+        else:
+            session = await _with_device(run, connection, target)
+    run.file.keep(replace(target, username=session.details.username or target.username), session)
+    _show_session(run, session)
+
+
+def _remembered(run: Invocation) -> StoredState:
+    try:
+        return run.file.read()
+    except KeyvouchError as error:
+        run.output.note(f"The stored session is not used: {error}")
+        return StoredState()
+
+
+async def _with_device(run: Invocation, connection: Connection, target: Target) -> Session:
+    arguments = run.arguments
+    ceremony = SignIn(
+        connection,
+        tenant=target.tenant,
+        username=target.username,
+        app_id=_APP_ID,
+        app_name=arguments.app,
+        audience=arguments.audience,
+        binding_message=arguments.message,
+    )
+    async with ceremony as begun:
+        _show_number(run, begun)
+        waiting = asyncio.create_task(_show_waiting(run, begun.expires_at))
+        try:
+            return await begun.session()
+        finally:
+            waiting.cancel()
+            run.output.progress("")
+
+
+def _show_number(run: Invocation, begun: SignIn) -> None:
+    methods = [spoken(common_pb2.SignInMethod.Name(method), "SIGN_IN_METHOD_") for method in begun.methods]
+    if run.output.as_json:
+        run.output.show({"event": "number", "number": begun.number, "expires_at": begun.expires_at, "methods": methods})
+        return
+    drawing = large(begun.number, blocks=run.output.can_draw_blocks())
+    run.output.note(f"\n{drawing}\n\nNumber: {inert(begun.number)}")
+    run.output.note(
+        "Type it on your device, choose Approve there, and give your PIN. Never type it if you did not ask."
+    )
+    if "access_pass" in methods:
+        run.output.note("Another way: a Temporary Access Pass, with `keyvouch sign-in --access-pass`.")
+
+
+async def _show_waiting(run: Invocation, expires_at: int) -> None:
+    run.output.note("Waiting for your device.")
+    while True:
+        left = max(int(expires_at - time.time()), 0)
+        run.output.progress(f"{left} seconds left, Ctrl-C to give up")
+        await asyncio.sleep(1)
+
+
+def _show_session(run: Invocation, session: Session) -> None:
+    details = session.details
+    run.output.show(
+        {"event": "session", "session": document(details)},
+        f"Signed in as {inert(details.username)} until {run.output.time(session.tokens.session_expires_at)}.",
+    )
+
+
+def _access_pass(run: Invocation) -> str:
+    """The pass the person was asked for, or empty where none is wanted. Never from arguments or environment."""
+    descriptor = run.arguments.access_pass_fd
+    if descriptor is not None:
+        return _read_pass(descriptor)
+    if not run.arguments.access_pass:
+        return ""
+    if not _has_terminal():
+        raise UsageError("There is no terminal to type the pass on.", fix="Use --access-pass-fd and a pipe.")
+    return _required(getpass.getpass("Temporary Access Pass: "))
+
+
+def _has_terminal() -> bool:
+    try:
+        with Path("/dev/tty").open("rb"):
+            return True
+    except OSError:
+        return False
+
+
+def _read_pass(descriptor: int) -> str:
+    try:
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            data = file.read(_LONGEST_PASS + 1)
+    except OSError as error:
+        raise UsageError(f"File descriptor {descriptor} cannot be read: {error.strerror}.") from error
+    if len(data) > _LONGEST_PASS:
+        raise UsageError("What was read is too long to be an access pass.")
+    return _required(data.decode("utf-8", "replace"))
+
+
+def _required(text: str) -> str:
+    if not text.strip():
+        raise UsageError("The access pass is empty.", fix="Ask your administrator for one.")
+    return text.strip()

@@ -1,0 +1,23 @@
+"""The server that the tests of ceremonies talk to."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from support.live_server import LiveServer, live_server, make_template
+
+
+@pytest.fixture(scope="session")
+def server_template(session_directory: Path) -> Path:
+    """Keys that all servers of a test process share: making them takes longer than starting a server."""
+    return make_template(session_directory / "template")
+
+
+@pytest.fixture
+async def live(server_template: Path, tmp_path: Path) -> AsyncIterator[LiveServer]:
+    """A running server with one tenant and its administrator."""
+    async with live_server(server_template, tmp_path) as running:
+        yield running

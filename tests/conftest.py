@@ -1,0 +1,45 @@
+"""What all tests share: the `--hardware` option, the Hypothesis profiles and short-lived directories."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Two slow cores shared by several processes are normal: a slow example is no failure. Each run searches anew.
+settings.register_profile(
+    "ci", deadline=None, database=None, derandomize=False, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("thorough", settings.get_profile("ci"), max_examples=5000)
+settings.load_profile("ci")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--hardware", action="store_true", help="also run the tests that need a real device")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--hardware"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("hardware")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture
+def socket_directory() -> Iterator[Path]:
+    """A directory with a short path and mode 0700: the path of a UNIX socket has room for 107 bytes."""
+    path = Path(tempfile.mkdtemp(prefix="kv-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def session_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One directory for what is expensive to make and only read afterwards; one for each test process."""
+    return tmp_path_factory.mktemp("session")
