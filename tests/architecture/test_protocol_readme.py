@@ -1,0 +1,34 @@
+"""proto/README.md tells the whole protocol: every reason, every service, every purpose of a signature."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from support.repository import ROOT
+
+from keyvouch.errors import Reason
+from keyvouch.statement import Purpose
+
+PAGE = (ROOT / "proto" / "README.md").read_text("utf-8")
+
+
+def _refusals() -> list[str]:
+    table = PAGE.partition("## Refusals")[2].partition("## Glossary")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    return [name for row in rows for name in re.findall(r"`([a-z0-9_]+)`", row)]
+
+
+def test_every_reason_is_explained_once():
+    assert sorted(_refusals()) == sorted(r.value for r in Reason)
+
+
+@pytest.mark.parametrize("purpose", Purpose)
+def test_every_purpose_of_a_signature_is_listed(purpose: Purpose):
+    assert f"| `{purpose.value}` |" in PAGE
+
+
+def test_every_service_is_listed():
+    files = (ROOT / "proto" / "keyvouch" / "v1").glob("*.proto")
+    services = {name for f in files for name in re.findall(r"^service (\w+)", f.read_text("utf-8"), re.MULTILINE)}
+    assert services == set(re.findall(r"^\| `(\w+Service)` \|", PAGE, re.MULTILINE))
