@@ -207,11 +207,13 @@ class LiveServer:
     # -- administration ---------------------------------------------------------------------------
 
     async def admin(self) -> Metadata:
-        """Metadata of the first administrator's approved session; enrols and signs in at the first call."""
+        """Metadata of the first administrator's approved session; enrols and signs in at the first call, later refreshes."""
         if self._administrator is None:
             device = await self.enrol(ADMINISTRATOR, self.administrator_pass)
             person = await self.connect(ADMINISTRATOR, device)
             self._administrator = await self.signed_in(person, app_id="console")
+        if self._administrator.tokens.access_expires_at <= self.clock.now():
+            self._administrator.tokens = await self._administrator.refresh()
         return self._administrator.metadata
 
     async def administer(self, method: str, request: Any, metadata: Metadata | None = None) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from keyvouch.assurance import Assurance, AssuranceRequirement, Verification
@@ -145,9 +146,15 @@ def decide_approval_enabled(policy: Policy) -> None:
         )
 
 
+@lru_cache(maxsize=4096)
+def reaches(found: str, required: str) -> bool:
+    """Whether one assurance satisfies a requirement, both in text form. Few pairs ever occur, so they are kept."""
+    return Assurance.parse(found).satisfies(AssuranceRequirement.parse(required))
+
+
 def decide_assurance(found: str, required: str) -> None:
     """H8: what was proved must reach what is required. Raises ASSURANCE_TOO_LOW."""
-    if Assurance.parse(found).satisfies(AssuranceRequirement.parse(required)):
+    if reaches(found, required):
         return
     raise RefusedError(
         Reason.ASSURANCE_TOO_LOW,

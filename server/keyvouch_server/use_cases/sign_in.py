@@ -26,7 +26,7 @@ from keyvouch_server.domain.model import (
     User,
 )
 from keyvouch_server.domain.names import check_text, name_key
-from keyvouch_server.domain.policy import REST_SECONDS, Policy, decide_approval_enabled, decide_assurance
+from keyvouch_server.domain.policy import REST_SECONDS, Policy, decide_approval_enabled, decide_assurance, reaches
 from keyvouch_server.domain.sign_in import OPEN, TRANSITIONS, Event, draw_number, why_not
 from keyvouch_server.ports import Above, AtMost, OneOf, Plus, Snapshot, Transaction
 from keyvouch_server.use_cases.sessions import IssuedSession, Sessions
@@ -140,7 +140,9 @@ class SignIns:
         superseded = await self._supersede(tx, user.id)
         sign_in = self._row(request, user, policy, proof_thumbprint, token)
         await tx.insert(sign_in)
-        prompts = [self._offer(sign_in, request, c) for c in credentials if _reaches(c, policy)]
+        prompts = [
+            self._offer(sign_in, request, c) for c in credentials if reaches(c.assurance, sign_in.required_assurance)
+        ]
         for prompt in prompts:
             await tx.insert(prompt)
         await self._audit_begin(tx, sign_in, "ok" if prompts else Reason.NO_METHOD.value)
@@ -177,8 +179,9 @@ class SignIns:
         try:
             decide_approval_enabled(policy)
             if credentials:
-                strong = [c for c in credentials if _reaches(c, policy)]
-                decide_assurance((strong or list(credentials))[0].assurance, policy.approval.required_assurance)
+                required = policy.approval.required_assurance
+                strong = [c for c in credentials if reaches(c.assurance, required)]
+                decide_assurance((strong or list(credentials))[0].assurance, required)
         except KeyvouchError as refusal:
             return refusal
         return None
@@ -580,14 +583,6 @@ class SignIns:
             user_id=row.user_id,
             outcome=outcome,
         )
-
-
-def _reaches(credential: Credential, policy: Policy) -> bool:
-    try:
-        decide_assurance(credential.assurance, policy.approval.required_assurance)
-    except KeyvouchError:
-        return False
-    return True
 
 
 def _check_request(request: SignInRequest) -> None:
