@@ -8,7 +8,7 @@ Assurance is derived from verified evidence alone. The honest rule: without an a
 anchor nothing is proved about the place of a key, so its protection is `software`, whatever it says of itself.
 
 The three hardware kinds have no order among them: a requirement asks for any hardware or for none.
-What is not here: which assurance an application needs; that is policy.
+What is not here: deriving it (`keyvouch.attestation`), and which assurance an application needs; that is policy.
 """
 
 from __future__ import annotations
@@ -17,12 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, unique
 from functools import total_ordering
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import Self, TypeVar
 
 from keyvouch.errors import MalformedError, Reason, UsageError
-
-if TYPE_CHECKING:
-    from keyvouch.attestation.evidence import VerifiedRegistration
 
 __all__ = [
     "Assurance",
@@ -31,7 +28,6 @@ __all__ = [
     "Provenance",
     "RequiredProtection",
     "Verification",
-    "assurance_of",
 ]
 
 
@@ -208,21 +204,6 @@ class AssuranceRequirement:
             _member(Provenance, data, "provenance"),
             frozenset(anchors),
         )
-
-
-def assurance_of(evidence: VerifiedRegistration) -> Assurance:
-    """Derive the assurance of a new key from its verified registration.
-
-    With a trusted chain, protection and the worth of a set UV flag are what the attestation proves. Without one
-    the key counts as software, and a set UV flag as a gate in software.
-    """
-    attestation = evidence.attestation
-    if attestation.provenance is Provenance.ATTESTED:
-        protection, verification = attestation.protection, attestation.verification
-    else:
-        protection, verification = Protection.SOFTWARE, Verification.SOFTWARE_GATED
-    proved = Assurance(protection, verification, attestation.provenance, attestation.anchor)
-    return proved.in_ceremony(user_verified=evidence.user_verified)
 
 
 _FIX = "Store and send assurances only as they were written."

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from support.repository import ROOT
 
 from keyvouch.errors import Reason
 from keyvouch.statement import Purpose
+from support.repository import ROOT
 
 PAGE = (ROOT / "proto" / "README.md").read_text("utf-8")
 

@@ -18,7 +18,7 @@ from support.live_server import LIMIT, TENANT, LiveServer, Metadata, refused
 
 # The roles by their initials, in the order of `Role`: user, global reader, authentication administrator,
 # authentication policy administrator, privileged authentication administrator, global administrator.
-INITIALS = dict(zip("U R A P V G".split(), Role, strict=True))
+INITIALS = dict(zip(["U", "R", "A", "P", "V", "G"], Role, strict=True))
 
 # What the product rules say, written down once more: for each act, the roles that may do it to each target role.
 #            target:          U     R    A    P    V    G
@@ -188,7 +188,11 @@ async def test_pages_put_together_are_the_whole_list(live: LiveServer, method: s
 
 
 async def test_pages_that_cannot_be_are_refused(live: LiveServer):
-    for page in (common_pb2.PageRequest(size=201), common_pb2.PageRequest(size=-1), common_pb2.PageRequest(token="x" * 129)):
+    for page in (
+        common_pb2.PageRequest(size=201),
+        common_pb2.PageRequest(size=-1),
+        common_pb2.PageRequest(token="x" * 129),
+    ):
         with refused(Reason.FIELD_INVALID, status=grpc.StatusCode.INVALID_ARGUMENT):
             await live.administer("ListUsers", pb.ListUsersRequest(page=page))
     with refused(Reason.FIELD_INVALID, status=grpc.StatusCode.INVALID_ARGUMENT):
@@ -231,7 +235,8 @@ async def test_another_tenants_ids_and_names_are_as_unknown_as_made_up_ones(live
     ]  # fmt: skip
     for stub, method, request_type, field, theirs, made_up in pairs:
         answers = [
-            await told(live, other.metadata, stub, method, request_type(**{field: value})) for value in (theirs, made_up)
+            await told(live, other.metadata, stub, method, request_type(**{field: value}))
+            for value in (theirs, made_up)
         ]
         assert answers[0] == answers[1], method
         assert answers[0][0] is grpc.StatusCode.NOT_FOUND, method

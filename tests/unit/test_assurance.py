@@ -14,9 +14,8 @@ from keyvouch.assurance import (
     Provenance,
     RequiredProtection,
     Verification,
-    assurance_of,
 )
-from keyvouch.attestation import AttestationEvidence, VerifiedRegistration, verify_registration
+from keyvouch.attestation import AttestationEvidence, VerifiedRegistration, assurance_of, verify_registration
 from keyvouch.errors import MalformedError, Reason, UsageError
 from keyvouch.webauthn import Flags
 from support.forge import UP_UV, Forge

@@ -101,9 +101,7 @@ def test_assertion_that_does_not_fit_is_refused(session: CtapSession, device: Ly
     assert caught.value.reason is Reason.DEVICE_FAILED
 
 
-def test_pin_is_dropped_as_soon_as_the_operation_ends_A4(
-    session: CtapSession, ui: ScriptedInteraction
-) -> None:
+def test_pin_is_dropped_as_soon_as_the_operation_ends_A4(session: CtapSession, ui: ScriptedInteraction) -> None:
     use = KeyUse(bytes(32), RP_ID, session.create_key(CREATION).credential_id)
     session.sign(use)
     assert len(ui.pins) == 2

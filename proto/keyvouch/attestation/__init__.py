@@ -15,6 +15,7 @@ from keyvouch.attestation.evidence import (
     TrustAnchor,
     VerifiedAssertion,
     VerifiedRegistration,
+    assurance_of,
 )
 from keyvouch.attestation.registration import verify_registration
 
@@ -25,6 +26,7 @@ __all__ = [
     "TrustAnchor",
     "VerifiedAssertion",
     "VerifiedRegistration",
+    "assurance_of",
     "verify_assertion",
     "verify_registration",
 ]

@@ -10,7 +10,7 @@ from enum import Enum, unique
 
 from cryptography import x509
 
-from keyvouch.assurance import Protection, Provenance, Verification
+from keyvouch.assurance import Assurance, Protection, Provenance, Verification
 from keyvouch.cose import Algorithm, CoseKey
 from keyvouch.ids import CredentialId
 from keyvouch.webauthn import AttestationObject, AuthenticatorData, CollectedClientData
@@ -22,6 +22,7 @@ __all__ = [
     "TrustAnchor",
     "VerifiedAssertion",
     "VerifiedRegistration",
+    "assurance_of",
 ]
 
 
@@ -110,6 +111,21 @@ class VerifiedRegistration:
     def backup_state(self) -> bool:
         """The BS flag at registration."""
         return self.authenticator_data.backup_state
+
+
+def assurance_of(evidence: VerifiedRegistration) -> Assurance:
+    """Derive the assurance of a new key from its verified registration.
+
+    With a trusted chain, protection and the worth of a set UV flag are what the attestation proves. Without one
+    the key counts as software, and a set UV flag as a gate in software.
+    """
+    attestation = evidence.attestation
+    if attestation.provenance is Provenance.ATTESTED:
+        protection, verification = attestation.protection, attestation.verification
+    else:
+        protection, verification = Protection.SOFTWARE, Verification.SOFTWARE_GATED
+    proved = Assurance(protection, verification, attestation.provenance, attestation.anchor)
+    return proved.in_ceremony(user_verified=evidence.user_verified)
 
 
 @dataclass(frozen=True, slots=True)

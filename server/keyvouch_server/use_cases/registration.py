@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
-from keyvouch.assurance import assurance_of
-from keyvouch.attestation import AttestationRequirement, VerifiedRegistration, verify_registration
+from keyvouch.attestation import AttestationRequirement, VerifiedRegistration, assurance_of, verify_registration
 from keyvouch.cose import Algorithm
 from keyvouch.errors import ConflictError, KeyvouchError, Reason, RefusedError, UnauthenticatedError
 from keyvouch.ids import DEVICE, REGISTRATION, CredentialId, DeviceId, RegistrationId
