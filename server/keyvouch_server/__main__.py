@@ -52,6 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument(
         "--device-listen", default="127.0.0.1:7444", help="address of the device listener (default: %(default)s)"
     )
+    init.add_argument(
+        "--plaintext-listen",
+        default="",
+        metavar="ADDRESS",
+        help="also serve clients without TLS, on a loopback address",
+    )
 
     commands.add_parser("serve", parents=[common], help="run the server until it is told to stop")
     backup = commands.add_parser(
@@ -85,6 +91,7 @@ def _init(arguments: argparse.Namespace) -> int:
         device_endpoint=f"{hosts[0]}:{arguments.device_listen.rpartition(':')[2]}",
         rp_id=hosts[0],
         issuer=f"https://{hosts[0]}",
+        plaintext_listen=arguments.plaintext_listen,
     )
     founded = init(arguments.data, config, arguments.tenant, arguments.administrator)
     made = founded.access_pass

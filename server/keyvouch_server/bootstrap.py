@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from keyvouch.errors import KeyvouchError, UnavailableError
 from keyvouch.tokens import verify_access_token
-from keyvouch_server.config import FILE, ServerConfig, broken, load_config
+from keyvouch_server.config import FILE, ServerConfig, broken, is_loopback, load_config
 from keyvouch_server.device_authority import DeviceAuthority, found_authority, private_pem
 from keyvouch_server.keyring import Keyring
 from keyvouch_server.ports import Clock, Entropy, Store
@@ -37,6 +37,9 @@ from keyvouch_server.use_cases.registration import Registrations
 from keyvouch_server.use_cases.sessions import Sessions
 from keyvouch_server.use_cases.sign_in import SignIns
 from keyvouch_server.use_cases.world import Caller, ServerFacts, World
+
+if TYPE_CHECKING:
+    from keyvouch_server.rpc.listeners import Listening, Servicers
 
 DATABASE: Final = "keyvouch.db"
 SWEEP_SECONDS: Final = 1.0
@@ -94,6 +97,8 @@ class App:
 
 def init(data: Path, config: ServerConfig, tenant: str, administrator: str) -> FoundedTenant:
     """Make a data directory. Either all of it comes to be, or `data` is left as it was."""
+    if config.plaintext_listen and not is_loopback(config.plaintext_listen):
+        raise broken("plaintext is for a loopback address only", "Use 127.0.0.1:PORT, or leave it out.")
     if (data / FILE).exists():
         raise broken(f"{data} holds a server already", "Choose another directory, or serve this one.")
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -205,21 +210,29 @@ async def running(app: App, *, grace: float = GRACE_SECONDS) -> AsyncIterator[Ru
     config, servicers = app.config, _servicers(app)
     key, chain = app.authority.listener_certificate(config.hosts)
     public_key, public_chain = _public_certificate(config) or (key, chain)
-    public = await listen_public(servicers, gatekeeper(), config.public_listen, key=public_key, chain=public_chain)
-    devices = await listen_devices(
-        servicers, gatekeeper(), config.device_listen, key=key, chain=chain, root=app.authority.root_pem
-    )
+    listening: list[Listening] = []
     sweep = asyncio.create_task(_sweep(app))
     try:
-        yield Running(app, public.port, devices.port)
+        listening.append(
+            await listen_public(servicers, gatekeeper(), config.public_listen, key=public_key, chain=public_chain)
+        )
+        listening.append(
+            await listen_devices(
+                servicers, gatekeeper(), config.device_listen, key=key, chain=chain, root=app.authority.root_pem
+            )
+        )
+        if config.plaintext_listen:
+            listening.append(await listen_public(servicers, gatekeeper(), config.plaintext_listen))
+        yield Running(app, listening[0].port, listening[1].port)
     finally:
         sweep.cancel()
         with suppress(asyncio.CancelledError):
             await sweep
-        await asyncio.gather(public.stop(grace), devices.stop(grace))
+        app.relay.drain()
+        await asyncio.gather(*(one.stop(grace) for one in listening))
 
 
-def _servicers(app: App):  # type: ignore[no-untyped-def] # the type lives in rpc, which is loaded late
+def _servicers(app: App) -> Servicers:
     from keyvouch_server.rpc.administration import AdministrationServicer  # noqa: PLC0415
     from keyvouch_server.rpc.listeners import Servicers  # noqa: PLC0415
     from keyvouch_server.rpc.prompts import PromptServicer  # noqa: PLC0415

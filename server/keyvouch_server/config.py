@@ -13,6 +13,7 @@ key             = "/etc/keyvouch/public.key"   both or neither; without them the
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import tomllib
 from dataclasses import asdict, dataclass, fields
@@ -22,6 +23,7 @@ from typing import Any, Final
 from keyvouch.errors import KeyvouchError, Reason
 
 FILE: Final = "keyvouch.toml"
+_OPTIONAL: Final = frozenset({"certificate", "key", "plaintext_listen"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class ServerConfig:
     issuer: str
     certificate: str = ""
     key: str = ""
+    plaintext_listen: str = ""
 
     def toml(self) -> str:
         """The file's text. Strings of JSON are strings of TOML."""
@@ -61,7 +64,7 @@ def load_config(data: Path) -> ServerConfig:
 def _checked(path: Path, section: dict[str, Any]) -> ServerConfig:
     known = {f.name for f in fields(ServerConfig)}
     unknown = section.keys() - known
-    missing = known - section.keys() - {"certificate", "key"}
+    missing = known - section.keys() - _OPTIONAL
     if unknown or missing:
         names = ", ".join(sorted(unknown or missing))
         raise broken(f"{path}: {'unknown' if unknown else 'missing'} settings: {names}", "Correct the file.")
@@ -71,7 +74,17 @@ def _checked(path: Path, section: dict[str, Any]) -> ServerConfig:
         raise broken(f"{path}: every setting is a text, hosts a list of texts", "Correct the file.")
     if bool(section.get("certificate")) != bool(section.get("key")):
         raise broken(f"{path}: certificate and key belong together", "Set both or neither.")
+    if section.get("plaintext_listen") and not is_loopback(section["plaintext_listen"]):
+        raise broken(f"{path}: plaintext_listen is not a loopback address", "Use 127.0.0.1:PORT or [::1]:PORT.")
     return ServerConfig(hosts=tuple(hosts), **section)
+
+
+def is_loopback(listen: str) -> bool:
+    """Whether an address to listen on, `host:port`, can be reached from this machine only."""
+    try:
+        return ipaddress.ip_address(listen.rpartition(":")[0].strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def broken(why: str, fix: str) -> KeyvouchError:

@@ -140,3 +140,9 @@ class Relay:
         """See `ports.Announcer`."""
         for mailbox in tuple(self._devices.get(device, ())):
             mailbox.put(DeviceRemoved())
+
+    def drain(self) -> None:
+        """The server stops: device streams end now and come again elsewhere, or here after the restart."""
+        for mailboxes in tuple(self._devices.values()):
+            for mailbox in tuple(mailboxes):
+                mailbox.put(FellBehind())

@@ -33,7 +33,7 @@ FAULTS = (
     "silent to the client for a while",
     "slow",
 )
-WHILE = 0.5
+WHILE = 0.2
 
 
 async def inflict(proxy: FaultyProxy, fault: str) -> None:

@@ -13,24 +13,42 @@ from keyvouch.errors import MalformedError, Reason
 MAX_NAME = 64
 """Longest login or tenant name, in characters."""
 
+_INVISIBLE = (
+    *((0x034F, 0x034F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x3164, 0x3164)),
+    *((0xFE00, 0xFE0F), (0xFFA0, 0xFFA0), (0xE0100, 0xE01EF)),
+)
+"""Letters and marks that are Default_Ignorable_Code_Point (Unicode Standard 5.21): two names would look alike."""
+
 
 def name_key(name: str) -> str:
     """The canonical key of a name. Total: gives some key for any input, so lookups need no special case."""
-    folded = unicodedata.normalize("NFKC", name.strip()).casefold()
-    return unicodedata.normalize("NFKC", folded)
+    if name.isascii():
+        return name.strip().casefold()
+    key, folded = name, _fold(name)
+    while key != folded:  # a few characters come to rest at the second turn only
+        key, folded = folded, _fold(folded)
+    return key
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).strip()
 
 
 def check_name(name: str, field: str) -> str:
     """Return the name as it will be shown, or raise `MalformedError(FIELD_INVALID)`.
 
     1 to 64 characters, none of them a control, format, surrogate, private-use or separator character other
-    than a single inner space.
+    than a single inner space, and none that shows nothing.
     """
     shown = unicodedata.normalize("NFC", name.strip())
-    bad = any(unicodedata.category(c)[0] in "CZ" and c != " " for c in shown)
+    bad = any((unicodedata.category(c)[0] in "CZ" and c != " ") or _is_invisible(c) for c in shown)
     if not shown or len(shown) > MAX_NAME or bad or "  " in shown or not name_key(shown):
         raise invalid_field(field, f"1 to {MAX_NAME} visible characters")
     return shown
+
+
+def _is_invisible(character: str) -> bool:
+    return any(first <= ord(character) <= last for first, last in _INVISIBLE)
 
 
 def check_text(text: str, field: str, *, longest: int, required: bool = True) -> str:

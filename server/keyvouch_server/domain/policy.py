@@ -13,6 +13,7 @@ from typing import Any
 
 from keyvouch.assurance import Assurance, AssuranceRequirement, Verification
 from keyvouch.errors import MalformedError, Reason, RefusedError
+from keyvouch.statement import MAX_TEXT
 from keyvouch_server.domain.model import AccessPass
 
 _GATED = AssuranceRequirement(verification=Verification.SOFTWARE_GATED).text()
@@ -121,6 +122,8 @@ def check_policy(policy: Policy) -> Policy:
         ("approval", policy.approval.required_assurance),
         ("registration", policy.registration.required_assurance),
     ):
+        if len(text) > MAX_TEXT:
+            raise _invalid(f"{part}.required_assurance", f"names of anchors that fit in {MAX_TEXT} characters together")
         if AssuranceRequirement.parse(text).verification is Verification.NONE:
             raise _invalid(f"{part}.required_assurance", "a gated key: software_gated or hardware_gated")
     return policy

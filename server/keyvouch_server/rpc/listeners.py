@@ -68,9 +68,9 @@ class Listening:
 
 
 async def listen_public(
-    servicers: Servicers, gatekeeper: Gatekeeper, address: str, *, key: bytes, chain: bytes
+    servicers: Servicers, gatekeeper: Gatekeeper, address: str, *, key: bytes = b"", chain: bytes = b""
 ) -> Listening:
-    """Clients and enrolment: TLS, no client certificate."""
+    """Clients and enrolment: TLS, no client certificate; plaintext when there is no key."""
     server = grpc.aio.server(interceptors=(gatekeeper,), options=OPTIONS)
     sign_in_pb2_grpc.add_SignInServiceServicer_to_server(servicers.sign_in, server)
     sessions_pb2_grpc.add_SessionServiceServicer_to_server(servicers.sessions, server)
@@ -88,7 +88,7 @@ async def listen_public(
         )
     ]
     await _add_common(server, names)
-    credentials = grpc.ssl_server_credentials([(key, chain)])
+    credentials = grpc.ssl_server_credentials([(key, chain)]) if key else None
     return await _start(server, address, credentials)
 
 
@@ -103,9 +103,9 @@ async def listen_devices(
     return await _start(server, address, credentials)
 
 
-async def _start(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials) -> Listening:
+async def _start(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> Listening:
     try:
-        port = server.add_secure_port(address, credentials)
+        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
         await server.start()
     except RuntimeError as error:
         raise KeyvouchError(
