@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -57,8 +58,9 @@ class Stage:
 
     def command(self, arguments: Sequence[str]) -> None:
         """The command that is about to run, as a person would type it."""
-        shown = " ".join(a if a == "&" else shlex.quote(a) for a in arguments).replace(str(self.folder), "$DEMO")
-        self._print(f"   {self._paint('2', '$ ' + shown)}")
+        words = [(a if a == "&" else shlex.quote(a)).replace(str(self.folder), "$DEMO") for a in arguments]
+        for line in _wrapped(words, shutil.get_terminal_size().columns - 4):
+            self._print(f"   {self._paint('2', line)}")
 
     def output(self, text: str) -> None:
         """What a program printed."""
@@ -76,6 +78,23 @@ class Stage:
     def _print(text: str) -> None:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
+
+
+def _wrapped(words: Sequence[str], width: int) -> list[str]:
+    """A command on lines of at most `width`, broken as a shell understands it; an option stays with its value."""
+    parts: list[str] = []
+    for word in words:
+        if parts and parts[-1].startswith("--") and " " not in parts[-1] and not word.startswith(("-", "&")):
+            parts[-1] += f" {word}"
+        else:
+            parts.append(word)
+    lines = ["$"]
+    for part in parts:
+        if len(lines[-1]) + 1 + len(part) + 2 > width and lines[-1] != "$":
+            lines[-1] += " \\"
+            lines.append("   ")
+        lines[-1] += f" {part}"
+    return lines
 
 
 class Person:
@@ -120,7 +139,7 @@ class Person:
         """Register this person's device with a pass; the PIN is new and stays on the device."""
         self.agent(
             "enroll", "--server", self._server.endpoint, "--ca", str(self._server.ca), "--tenant", self._server.tenant,
-            "--user", self.name, "--name", f"{self.name}'s laptop",
+            "--user", self.name, "--name", f"Laptop of {self.name}",
             secrets={"--access-pass-fd": access_pass, "--pin-fd": PIN},
         )  # fmt: skip
 
@@ -200,12 +219,14 @@ def _stream(process: subprocess.Popen[str]) -> TextIO:
 
 
 def _read_number(stage: Stage, process: subprocess.Popen[str]) -> str:
-    """The number the client shows, read as a person would: from the screen."""
+    """The number the client shows, read as a person would: from the screen, until the client waits."""
+    number = ""
     for line in _stream(process):
         stage.output(line)
         found = re.search(r"Number: ([0-9]{2,8})", line)
-        if found:
-            return found.group(1)
+        number = found.group(1) if found else number
+        if number and line.startswith("Waiting"):
+            return number
     raise RuntimeError("the client showed no number")
 
 
@@ -214,6 +235,7 @@ def _type_number(stage: Stage, shown: str) -> str:
     if not stage.interactive:
         stage.tell(f"There is no terminal, so the demo itself types the number: {shown}")
         return shown
+    stage.tell("You hold the device now. The demo approves with your number, and gives the PIN itself.")
     while True:
         typed = input("   Type the number you see above on the device: ").strip()
         if typed == shown:
@@ -319,7 +341,7 @@ def tell(stage: Stage) -> None:
         admin, ada = Person(stage, server, server.administrator), Person(stage, server, "ada")
 
         stage.chapter("The administrator registers a device with the first access pass, and signs in with it")
-        stage.tell("Key provider: software. This release finds no other; the key says `software` wherever it appears.")
+        stage.tell("Key provider: software, the only one of this release. The key says so wherever it appears.")
         admin.enrol(server.administrator_pass)
         stack.enter_context(admin.running_agent())
         sign_in(stage, admin)
@@ -344,7 +366,10 @@ def tell(stage: Stage) -> None:
         attacks(stage, server, admin)
 
         stage.chapter("What the audit log says")
-        admin.client("admin", "audit", "--limit", "12")
+        audit = json.loads(admin.client("admin", "audit", "--limit", "12", "--json", show=False))
+        stage.command(["keyvouch", "admin", "audit", "--limit", "12"])
+        stage.tell("Number, action and outcome; the command also shows time, actor, subject and details:")
+        stage.output("\n".join(f"{r['sequence']:<4}{r['action']:<23}{r['outcome']}" for r in audit["records"]))
 
 
 def attacks(stage: Stage, server: ServerProcess, admin: Person) -> None:
@@ -367,6 +392,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (RuntimeError, KeyvouchError) as error:
             sys.stderr.write(f"\nThe demo stopped: {error}\n")
             return 1
+        except (KeyboardInterrupt, EOFError):
+            sys.stderr.write("\nThe demo was ended. Its programs are stopped, and nothing of it is left.\n")
+            return 130
         stage.finish()
     return 0
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -25,13 +26,25 @@ from keyvouch.errors import Reason, UnavailableError
 
 START_SECONDS = 30.0
 
+_PORTS = (15000, 32000)
+
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on now. Another program may take one before you do; then starting fails and says so."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Ports nobody listens on now. Another program may take one before you do; then starting fails and says so.
+
+    They lie below the ports that systems give to outgoing connections. Else a client that calls a killed server again
+    and again is, one day, given the server's own port, and the server cannot have it back.
+    """
+    sockets: list[socket.socket] = []
     try:
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
+        while len(sockets) < count:
+            candidate = socket.socket()
+            try:
+                candidate.bind(("127.0.0.1", _PORTS[0] + secrets.randbelow(_PORTS[1] - _PORTS[0])))
+            except OSError:
+                candidate.close()
+                continue
+            sockets.append(candidate)
         return [int(s.getsockname()[1]) for s in sockets]
     finally:
         for s in sockets:

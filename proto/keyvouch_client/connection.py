@@ -164,8 +164,13 @@ def _tls_credentials(ca_file: Path | None) -> grpc.ChannelCredentials:
     if ca_file is None:
         return grpc.ssl_channel_credentials()
     try:
-        return grpc.ssl_channel_credentials(ca_file.read_bytes())
+        pem = ca_file.read_bytes()
     except OSError as error:
         raise UsageError(
             f"The CA file {ca_file} cannot be read: {error.strerror}.", fix="Name the server's CA certificate in PEM."
         ) from error
+    if b"-----BEGIN CERTIFICATE-----" not in pem:  # gRPC would only fail to connect, later and without saying why
+        raise UsageError(
+            f"The CA file {ca_file} holds no certificate in PEM.", fix="Name the server's CA certificate in PEM."
+        )
+    return grpc.ssl_channel_credentials(pem)

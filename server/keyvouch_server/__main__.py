@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from keyvouch.errors import KeyvouchError
+from keyvouch.errors import KeyvouchError, Reason
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _COMMANDS[arguments.command](arguments)
     except KeyvouchError as error:
-        _complain(error, as_json=arguments.json)
+        _complain(error, as_json=arguments.json, making=arguments.command == "init")
         return 1
     except KeyboardInterrupt:
         return 130
@@ -111,12 +111,13 @@ def _init(arguments: argparse.Namespace) -> int:
     print(f"  administrator  {founded.administrator.username}")
     print(f"  access pass    {made.code}   shown once, good for {made.viewed.found.lifetime_minutes} minutes")
     print(f"  clients trust  {arguments.data / 'ca.pem'}")
+    here = f"--server {hosts[0]}:{arguments.public_listen.rpartition(':')[2]} --ca {arguments.data / 'ca.pem'}"
+    who = f"--tenant {founded.tenant.name} --user {founded.administrator.username}"
     print("Next:")
     print(f"  keyvouch-server serve --data {arguments.data}")
-    print(
-        f"  keyvouch-agent enroll --server {hosts[0]}:{arguments.public_listen.rpartition(':')[2]}"
-        f" --ca {arguments.data / 'ca.pem'} --tenant {founded.tenant.name} --user {founded.administrator.username}"
-    )
+    print(f"  keyvouch-agent enroll {here} {who}")
+    print("  keyvouch-agent run")
+    print(f"  keyvouch sign-in {here} {who}")
     return 0
 
 
@@ -130,7 +131,7 @@ def _backup(arguments: argparse.Namespace) -> int:
     from keyvouch_server.bootstrap import DATABASE
     from keyvouch_server.stores.sqlite_upkeep import backup
 
-    backup(arguments.data / DATABASE, arguments.to)
+    backup(_store(arguments.data, DATABASE), arguments.to)
     report = {"backup": str(arguments.to), "bytes": arguments.to.stat().st_size}
     text = (
         f"The store was copied to {arguments.to} ({report['bytes']} bytes). "
@@ -140,11 +141,19 @@ def _backup(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _store(data: Path, name: str) -> Path:
+    if (data / name).is_file():
+        return data / name
+    raise KeyvouchError(
+        Reason.CONFIGURATION, f"There is no server in {data}.", fix="Name its data directory with --data."
+    )
+
+
 def _check(arguments: argparse.Namespace) -> int:
     from keyvouch_server.bootstrap import DATABASE
     from keyvouch_server.stores.sqlite_upkeep import check
 
-    problems = check(arguments.data / DATABASE).problems
+    problems = check(_store(arguments.data, DATABASE)).problems
     if arguments.json:
         print(json.dumps({"ok": not problems, "problems": list(problems)}))
     elif not problems:
@@ -171,14 +180,17 @@ def _recover(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _complain(error: KeyvouchError, *, as_json: bool) -> None:
+def _complain(error: KeyvouchError, *, as_json: bool, making: bool) -> None:
+    """Say why it did not work. What keeps a server from starting also keeps `init` from making one."""
+    message = error.message.replace("The server cannot start:", "No server was made:") if making else error.message
     document: Mapping[str, Any] = {
         "kind": type(error).__name__,
         "reason": error.reason.value,
-        "message": error.message,
+        "message": message,
         "fix": error.fix,
     }
-    print(json.dumps({"error": document}) if as_json else f"keyvouch-server: {error}", file=sys.stderr)
+    text = f"keyvouch-server: {message}" + (f"\n                 {error.fix}" if error.fix else "")
+    print(json.dumps({"error": document}) if as_json else text, file=sys.stderr)
 
 
 _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {

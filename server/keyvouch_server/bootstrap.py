@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from keyvouch.errors import KeyvouchError, UnavailableError
+from keyvouch.errors import KeyvouchError
 from keyvouch.tokens import verify_access_token
 from keyvouch_server.config import FILE, ServerConfig, broken, is_loopback, load_config
 from keyvouch_server.device_authority import DeviceAuthority, found_authority, private_pem
@@ -94,6 +94,21 @@ class App:
         )
         return await self.sessions.caller(claims.session_id)
 
+    async def audit_denial(self, caller: Caller, method: str, refusal: KeyvouchError) -> None:
+        """A caller was refused what it has no right to."""
+        user, reason = caller.user, refusal.reason.value
+        await self.store.write(
+            lambda tx: self.world.audit(
+                tx,
+                "call.denied",
+                actor=user.id,
+                tenant_id=user.tenant_id,
+                subject=method,
+                user_id=user.id,
+                outcome=reason,
+            )
+        )
+
 
 def init(data: Path, config: ServerConfig, tenant: str, administrator: str) -> FoundedTenant:
     """Make a data directory. Either all of it comes to be, or `data` is left as it was."""
@@ -101,8 +116,13 @@ def init(data: Path, config: ServerConfig, tenant: str, administrator: str) -> F
         raise broken("plaintext is for a loopback address only", "Use 127.0.0.1:PORT, or leave it out.")
     if (data / FILE).exists():
         raise broken(f"{data} holds a server already", "Choose another directory, or serve this one.")
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if any(data.iterdir()):
+    existed = data.exists()
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        occupied = any(data.iterdir())
+    except OSError as error:
+        raise broken(f"{data} cannot be used: {error}", "Choose another directory.") from None
+    if occupied:
         raise broken(f"{data} is not empty", "Choose an empty or new directory.")
     data.chmod(0o700)
     try:
@@ -110,6 +130,8 @@ def init(data: Path, config: ServerConfig, tenant: str, administrator: str) -> F
     except BaseException:
         for left in data.iterdir():
             left.unlink()
+        if not existed:
+            data.rmdir()
         raise
 
 
@@ -205,7 +227,7 @@ async def running(app: App, *, grace: float = GRACE_SECONDS) -> AsyncIterator[Ru
     from keyvouch_server.rpc.listeners import listen_devices, listen_public  # noqa: PLC0415
 
     def gatekeeper() -> Gatekeeper:  # it keeps the handlers of one listener, so each has its own
-        return Gatekeeper(app.authenticate, app.devices.connected)
+        return Gatekeeper(app.authenticate, app.devices.connected, app.audit_denial)
 
     config, servicers = app.config, _servicers(app)
     key, chain = app.authority.listener_certificate(config.hosts)
@@ -253,9 +275,14 @@ def _public_certificate(config: ServerConfig) -> tuple[bytes, bytes] | None:
     if not config.certificate:
         return None
     try:
-        return Path(config.key).read_bytes(), Path(config.certificate).read_bytes()
-    except OSError as error:
+        key, chain = Path(config.key).read_bytes(), Path(config.certificate).read_bytes()
+        public = serialization.load_pem_private_key(key, password=None).public_key()
+        matches = x509.load_pem_x509_certificates(chain)[0].public_key() == public
+    except (OSError, ValueError, TypeError) as error:
         raise broken(f"the public listener's certificate cannot be read: {error}", "Correct the paths.") from None
+    if not matches:
+        raise broken("the public listener's key does not belong to its certificate", "Correct the paths.")
+    return key, chain
 
 
 async def _sweep(app: App) -> None:
@@ -263,7 +290,8 @@ async def _sweep(app: App) -> None:
     while True:
         try:
             await app.sign_ins.expire()
-        except UnavailableError as error:
+            await app.registrations.forget_abandoned()
+        except KeyvouchError as error:
             _log.warning("sweep: %s", error.reason)
         await asyncio.sleep(SWEEP_SECONDS)
 

@@ -72,6 +72,8 @@ def _checked(path: Path, section: dict[str, Any]) -> ServerConfig:
     texts = [*section.values(), *(hosts if isinstance(hosts, list) else [None])]
     if not hosts or not all(isinstance(t, str) for t in texts):
         raise broken(f"{path}: every setting is a text, hosts a list of texts", "Correct the file.")
+    if not all((*hosts, *(section[name] for name in known - _OPTIONAL - {"hosts"}))):
+        raise broken(f"{path}: only {', '.join(sorted(_OPTIONAL))} may be empty", "Correct the file.")
     if bool(section.get("certificate")) != bool(section.get("key")):
         raise broken(f"{path}: certificate and key belong together", "Set both or neither.")
     if section.get("plaintext_listen") and not is_loopback(section["plaintext_listen"]):

@@ -36,6 +36,8 @@ async def _serve(data: Path, *, as_json: bool) -> None:
     gc.collect()
     gc.freeze()
     await serve(data, ready=lambda running: _announce(running, as_json=as_json), stop=stop)
+    if sys.stderr.isatty():
+        sys.stderr.write("\nThe server has stopped. What waited for an answer still waits when it runs again.\n")
 
 
 def _announce(running: Running, *, as_json: bool) -> None:

@@ -14,7 +14,23 @@ from support.programs import programs, run_program
 from support.readme import Command, console_blocks
 from support.repository import ROOT, files, text_of
 
-ORDINARY = {".", "cd", "curl", "export", "git", "python3", "pytest", "sh", "sudo", "apt-get"}
+ORDINARY = {
+    ".",
+    "buf",
+    "cd",
+    "cp",
+    "curl",
+    "export",
+    "git",
+    "grpcurl",
+    "kill",
+    "openssl",
+    "python3",
+    "pytest",
+    "rm",
+    "sh",
+}
+ORDINARY |= {"sudo", "apt-get", "systemctl", "useradd", "install"}
 """Programs of the system that a page may use; what they are told is not checked."""
 
 _SEPARATORS = {"&&", "||", ";", "|", "&"}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from support.readme import Block, Command, console_blocks
+from support.readme import Block, Command, console_blocks, named_files
 
 PAGE = """# Title
 ## Tour
@@ -38,3 +38,8 @@ def test_commands_output_terminals_and_sections():
 def test_a_broken_block_is_an_error(page: str):
     with pytest.raises(ValueError, match=r"never ends|starts with a command"):
         console_blocks(page)
+
+
+def test_files_to_save():
+    page = "```python\nnot saved\n```\n```python try/shop.py\nimport shop\n\nshop.run()\n```\n"
+    assert named_files(page) == {"try/shop.py": "import shop\n\nshop.run()\n"}

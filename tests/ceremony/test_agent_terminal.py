@@ -155,20 +155,31 @@ async def test_a_withdrawn_prompt_takes_its_question_along(scene: Scene) -> None
     await scene.person.sees("Done: denied.")
 
 
-async def test_a_wrong_pin_is_explained_and_asked_again(scene: Scene) -> None:
+async def test_a_slip_is_explained_and_only_its_question_asked_again(scene: Scene) -> None:
     await scene.prompt(number="07")
+    person = scene.person
+    for attempt, choice in enumerate(("yes", "a"), start=1):
+        await person.sees("Your choice", attempt)
+        person.types(choice)
+    for attempt, number in enumerate(("7", "07"), start=1):
+        await person.sees("Number shown", attempt)
+        person.types(number)
     for attempt, pin in enumerate(("000000", PIN), start=1):
-        await scene.person.sees("Your choice", attempt)
-        scene.person.types("a")
-        await scene.person.sees("Number shown", attempt)
-        scene.person.types("07")
-        await scene.person.sees("PIN (", attempt)
-        await until(lambda: not scene.person.echo())
-        scene.person.types(pin)
-        await until(scene.person.echo)
-    await scene.person.sees("Done: approved.")
-    assert "The PIN is wrong" in scene.person.screen
-    assert "PIN (7 PIN tries left)" in scene.person.screen
+        await person.sees("PIN (", attempt)
+        await until(lambda: not person.echo())
+        person.types(pin)
+    await person.sees("Done: approved.")
+    for advice in ("Type a, d or r", "has 2 digits", "The PIN is wrong", "PIN (7 PIN tries left)"):
+        assert advice in person.screen
+    assert person.screen.count("Sign-in request") == 1
+
+
+async def test_an_outage_is_told_once(scene: Scene) -> None:
+    await until(lambda: scene.bench.server.connected(scene.enrolment.device_id))
+    await scene.bench.server.stop()
+    await scene.person.sees("waiting.")
+    await asyncio.sleep(0.5)  # several tries
+    assert scene.person.look().count("waiting.") == 1
 
 
 async def test_text_of_the_requester_cannot_act_on_the_terminal_a2(scene: Scene) -> None:
@@ -223,8 +234,12 @@ async def test_enrol_and_run_on_a_terminal(bench: AgentBench) -> None:
         await person.sees("Temporary Access Pass: ")
         await until(lambda: not person.echo())
         person.types(ACCESS_PASS)
+        await person.sees("New PIN: ")
+        await until(lambda: not person.echo())
+        person.types("123")
+        await person.sees("That is too short")
         for attempt, (first, second) in enumerate(((PIN, "another"), (PIN, PIN)), start=1):
-            await person.sees("New PIN: ", attempt)
+            await person.sees("New PIN: ", attempt + 1)
             await until(lambda: not person.echo())
             person.types(first)
             await person.sees("New PIN again: ", attempt)
@@ -245,6 +260,7 @@ async def test_enrol_and_run_on_a_terminal(bench: AgentBench) -> None:
         process.send_signal(signal.SIGINT)
         assert await asyncio.wait_for(process.wait(), 20) == 0, person.look()
         assert "Traceback" not in person.look()
+        assert "The agent has ended." in person.screen
         assert person.echo()
     assert row.state == common_pb2.SIGN_IN_STATE_DENIED
 

@@ -107,7 +107,7 @@ async def test_a_person_signs_in_and_needs_no_flags_afterwards_PS4(desk: Desk) -
     number = (await desk.world.row()).number
     assert signed_in.status == 0
     assert f"Number: {number}" in signed_in.err
-    assert "Type it on your device" in signed_in.err
+    assert "On your device choose Approve, type this number" in signed_in.err
     assert "--access-pass" in signed_in.err
     assert "\N{FULL BLOCK}" in signed_in.err or "##" in signed_in.err
     assert signed_in.out.startswith("Signed in as ada until ")

@@ -14,6 +14,7 @@ from keyvouch.v1 import common_pb2, sessions_pb2
 from keyvouch_client.errors import answer
 from keyvouch_client.sign_in import new_proof_key
 from keyvouch_server.domain.model import Session
+from keyvouch_server.stores.sqlite_upkeep import check
 from support.live_server import LIMIT, LiveServer, SignedIn, bearer, refused
 
 
@@ -72,7 +73,7 @@ async def test_an_older_token_ends_the_session(live: LiveServer):
     assert [r.actor for r in await live.audit("session.revoke")][-1] == "server"
 
 
-async def test_tokens_that_are_not_quite_right_are_refused_and_change_nothing_P14(live: LiveServer):  # noqa: N802
+async def test_tokens_that_are_not_quite_right_are_refused_and_change_nothing_P14(live: LiveServer):
     signed_in = await ada(live)
     token = signed_in.tokens.refresh_token
     before = await row_of(live, signed_in)
@@ -93,7 +94,7 @@ async def test_tokens_that_are_not_quite_right_are_refused_and_change_nothing_P1
     await signed_in.refresh()
 
 
-async def test_another_key_refreshes_nothing_P15(live: LiveServer):  # noqa: N802
+async def test_another_key_refreshes_nothing_P15(live: LiveServer):
     signed_in = await ada(live)
     token = signed_in.tokens.refresh_token
     before = await row_of(live, signed_in)
@@ -148,7 +149,7 @@ async def test_people_see_their_own_sessions_and_no_others(live: LiveServer):
     await other.introspect()
 
 
-async def test_a_token_for_another_service_opens_nothing_here_P14(live: LiveServer):  # noqa: N802
+async def test_a_token_for_another_service_opens_nothing_here_P14(live: LiveServer):
     person = await live.person("ada")
     foreign = await live.signed_in(person, audience="https://orders.test")
     assert (await foreign.introspect()).session.username == "ada"
@@ -164,7 +165,7 @@ async def test_a_token_for_another_service_opens_nothing_here_P14(live: LiveServ
 async def test_the_published_keys_are_those_of_the_tokens(live: LiveServer):
     told = await answer(live.connection.sessions.GetJwks(sessions_pb2.GetJwksRequest(), timeout=LIMIT))
     keys = json.loads(told.jwks)["keys"]
-    (kid, key), = live.app.keyring.token_keys.items()
+    ((kid, key),) = live.app.keyring.token_keys.items()
     assert [(k["kid"], k["alg"], k["use"], k["x"]) for k in keys] == [(kid, "ES256", "sig", jwk_of(key)["x"])]
     assert "d" not in keys[0]
     assert told.server_id == live.app.authority.server_id
@@ -172,8 +173,6 @@ async def test_the_published_keys_are_those_of_the_tokens(live: LiveServer):
 
 async def test_what_the_rules_promise_holds_between_the_records_weeks_later(live: LiveServer):
     """`keyvouch-server check` finds nothing after a busy life, the end of retention included."""
-    from keyvouch_server.stores.sqlite_upkeep import check
-
     person, bob = await live.person("ada"), await live.person("bob")
     kept = await live.signed_in(person)
     await live.approved(person)

@@ -287,7 +287,8 @@ async def test_parallel_guesses_at_an_access_pass_P9(stage: Stage, connections: 
         ]
     )
     assert Counter(refusals(results)) == {Reason.ACCESS_PASS_REFUSED: 200}
-    query = "SELECT outcome FROM audit_record WHERE action = 'access_pass.sign_in' AND user_id = (SELECT id FROM user WHERE username = ?)"
+    query = """SELECT outcome FROM audit_record JOIN user ON user.id = user_id
+        WHERE action = 'access_pass.sign_in' AND username = ?"""
     told = Counter(row[0] for row in stage.rows(query, account.username))
     assert told == {"access_pass_wrong": 5, "access_pass_attempts": 195}
     (late,) = await at_once([lambda: use_pass(stage, connections[0], account.username, account.access_pass)])
@@ -355,7 +356,7 @@ def devices_of(stage: Stage, account: Account) -> list[str]:
 
 
 async def test_random_interleavings_are_ways_through_the_state_machine(
-    stage: Stage, connections: list[Connection], request: pytest.FixtureRequest
+    stage: Stage, connections: list[Connection]
 ) -> None:
     """Answers, copies, redemptions, withdrawals and newer requests, in every order that chance finds."""
     seed = random.randrange(2**32)
@@ -363,7 +364,8 @@ async def test_random_interleavings_are_ways_through_the_state_machine(
     draws = [random.Random(seed + n) for n in range(4)]
     await asyncio.gather(*(play(stage, c, d, ROUNDS // 4) for c, d in zip(connections, draws, strict=True)))
     stage.check()
-    query = "SELECT subject, action FROM audit_record WHERE action LIKE 'sign_in.%' AND outcome IN ('ok', ?) ORDER BY sequence"
+    query = """SELECT subject, action FROM audit_record
+        WHERE action LIKE 'sign_in.%' AND outcome IN ('ok', ?) ORDER BY sequence"""
     histories: dict[str, list[str]] = {}
     for subject, action in stage.rows(query, Reason.NUMBER_MISMATCH.value):
         histories.setdefault(subject, []).append(action)

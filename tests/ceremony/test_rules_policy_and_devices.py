@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import grpc
 import pytest
@@ -10,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from keyvouch.client_data import CollectedClientData
 from keyvouch.cose import CoseKey
-from keyvouch.errors import Reason
+from keyvouch.errors import Reason, UnavailableError
 from keyvouch.proofs import sign_proof, spki_of
 from keyvouch.statement import Purpose, SignInOffer, challenge
 from keyvouch.v1 import administration_pb2 as admin_pb
@@ -213,6 +214,15 @@ async def remove_by_administrator(live: LiveServer, ada: Person, session: Metada
     return (await live.administer("AdminRemoveDevice", request)).revoked_sessions
 
 
+async def open_stream(device: BenchDevice) -> None:
+    """Open a stream; once more where the client's transport lost the status to a write that came too late."""
+    for _ in range(3):
+        with suppress(UnavailableError):
+            async with PromptStream(device):
+                return
+    raise AssertionError("neither a stream nor a refusal")
+
+
 REMOVALS = [remove_by_owner, remove_by_agent, remove_by_administrator]
 
 
@@ -230,8 +240,7 @@ async def test_ps18_removal_cuts_the_stream_and_ends_the_sessions_at_once(live: 
     with refused(Reason.SESSION_REVOKED):
         await signed_in.refresh()
     with refused(Reason.DEVICE_REMOVED):
-        async with PromptStream(ada.device):
-            pass
+        await open_stream(ada.device)
     stub = await live.device_stub(ada.device)
     with refused(Reason.DEVICE_REMOVED):
         await answer(stub.RenewCertificate(prompts_pb2.RenewCertificateRequest(), timeout=LIMIT))

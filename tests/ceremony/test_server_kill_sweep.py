@@ -12,7 +12,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from keyvouch.errors import ConflictError, Reason
+from keyvouch.errors import ConflictError, Reason, RefusedError
+from keyvouch.statement import Decision
 from keyvouch.v1 import prompts_pb2, sessions_pb2
 from keyvouch_client import Connection, Session, SignInStream, sign_in_with_access_pass
 from keyvouch_client.errors import answer
@@ -80,6 +81,11 @@ async def nothing_happens(step: str) -> None:
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     with Stage.open(tmp_path_factory.mktemp("kill"), killable=True) as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+async def running(stage: Stage) -> None:
+    await stage.ensure_running()
 
 
 async def enrolled(connection: Connection, stage: Stage, account: Account, step: Step) -> StubbornDevice:
@@ -243,6 +249,37 @@ async def test_sign_in_on_a_stream_survives_a_kill_between_two_steps(stage: Stag
 
     async with stage.connect() as connection:
         await on_a_stream(connection, stage, await stage.new_account(connection), step, "")
+
+
+@pytest.mark.parametrize("answered", ["wrong number", "denied", "reported"])
+@pytest.mark.parametrize("kind", [BEFORE_COMMIT, AFTER_COMMIT, BEFORE_MESSAGE])
+async def test_refusal_counts_once_though_the_server_was_killed(stage: Stage, kind: str, answered: str) -> None:
+    """The device sends its answer again; a wrong number is one miss, a denial one denial, and there is no session."""
+    async with stage.reviving(), stage.connect() as connection:
+        account = await stage.new_account(connection)
+        device = await enrolled(connection, stage, account, nothing_happens)
+        async with device.online():
+            begun = await begin(connection, stage.server.tenant, account.username)
+            prompt = await device.prompt_of(begun.begun.sign_in_id)
+            await stage.arm(f"{kind} StreamPrompts 1")
+            await device.send(refusing(device, prompt, begun.begun.number, answered))
+            outcome = await device.outcome(prompt.prompt_id)
+            with pytest.raises(RefusedError) as refused:
+                await begun.wait()
+    ends = {"wrong number": Reason.NUMBER_MISMATCH, "denied": Reason.SIGN_IN_DENIED}
+    assert refused.value.reason is ends.get(answered, Reason.SIGN_IN_REPORTED)
+    assert outcome.accepted is (kind == BEFORE_COMMIT and answered != "wrong number")
+    query = "SELECT number_misses FROM user WHERE username = ?"
+    assert stage.rows(query, account.username) == [(int(answered == "wrong number"),)]
+    query = "SELECT count(*) FROM audit_record WHERE subject = ? AND action <> 'sign_in.begin'"
+    assert stage.rows(query, begun.begun.sign_in_id) == [(1,)]
+    stage.check()
+
+
+def refusing(device: StubbornDevice, prompt: prompts_pb2.Prompt, number: str, answered: str) -> prompts_pb2.Answer:
+    if answered == "wrong number":
+        return device.device.approve(prompt, str((int(number) + 1) % 100).zfill(2))
+    return device.device.refuse(prompt, Decision.DENY if answered == "denied" else Decision.REPORT)
 
 
 async def test_a_lost_completion_cannot_be_repeated_with_another_key(stage: Stage) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from keyvouch.errors import KeyvouchError, Reason, UnavailableError
-from keyvouch.v1 import common_pb2
+from keyvouch_bench.device import enrol_with_pass
 from keyvouch_client import Connection, Session, SignIn
 from keyvouch_client.sign_in import Begun
 from keyvouch_server.stores.sqlite import SqliteStore
@@ -33,7 +33,7 @@ from support.crash_stage import Account, Stage
 from support.killable_server import SLOW_DISK
 from support.live_server import LiveServer
 from support.sample_records import EVERY_RECORD
-from support.stubborn import Enrolling, StubbornDevice, begin
+from support.stubborn import StubbornDevice, begin
 
 NO_LIMIT = resource.RLIM_INFINITY
 KILLS = 5
@@ -66,13 +66,15 @@ def disk_full(stage: Stage, size: int) -> Iterator[None]:
 
 
 async def new_account(stage: Stage) -> Account:
+    return (await new_accounts(stage, 1))[0]
+
+
+async def new_accounts(stage: Stage, count: int) -> list[Account]:
     async with stage.connect() as connection:
-        return await stage.new_account(connection)
+        return await asyncio.gather(*(stage.new_account(connection) for _ in range(count)))
 
 
 async def enrolled(stage: Stage, connection: Connection, account: Account) -> StubbornDevice:
-    from keyvouch_bench.device import enrol_with_pass
-
     return StubbornDevice(await enrol_with_pass(connection, stage.server.tenant, account.username, account.access_pass))
 
 
@@ -103,7 +105,6 @@ async def test_full_disk_refuses_every_act_and_recovers_without_restart(stage: S
             prompt = await device.prompt_of(begun.begun.sign_in_id)
             given = device.device.approve(prompt, begun.begun.number)
             before = stage.rows("SELECT count(*), max(sequence) FROM audit_record")
-            enrolling = Enrolling(connection)
             with disk_full(stage, 4096):
                 tenant, username = stage.server.tenant, account.username
                 refused = await at_once(
@@ -124,7 +125,6 @@ async def test_full_disk_refuses_every_act_and_recovers_without_restart(stage: S
             assert (await device.outcome(prompt.prompt_id)).accepted
             await begun.redeem()
             await session.refresh()
-    assert not enrolling.request.attestation_object
     assert stage.server.pid == pid
     assert sign_ins_of(stage, account) == {"consumed": 2}
     stage.check()
@@ -132,10 +132,11 @@ async def test_full_disk_refuses_every_act_and_recovers_without_restart(stage: S
 
 async def test_disk_that_fills_up_under_load_acknowledges_only_what_is_durable(stage: Stage) -> None:
     """Of many at once some are taken and some refused: the taken are there after kill -9, the refused are not."""
-    accounts = [await new_account(stage) for _ in range(40)]
-    log = stage.data / "keyvouch.db-wal"
+    accounts = await new_accounts(stage, 40)
+    await asyncio.to_thread(stage.server.stop)  # folds the log away, so that what follows makes it grow
+    await asyncio.to_thread(stage.server.start)
     async with stage.connect() as connection:
-        with disk_full(stage, log.stat().st_size + 60_000):
+        with disk_full(stage, 120_000):
             results = []
             for start in range(0, 40, 8):
                 part = accounts[start : start + 8]
@@ -143,7 +144,7 @@ async def test_disk_that_fills_up_under_load_acknowledges_only_what_is_durable(s
             await stage.crash()
     taken = {r.begun.sign_in_id for r in results if isinstance(r, Begun)}
     refused = [r.reason for r in results if isinstance(r, KeyvouchError)]
-    assert refused
+    assert taken
     assert set(refused) == {Reason.STORE_UNAVAILABLE}
     names = ", ".join("?" * len(accounts))
     query = f"SELECT sign_in.id FROM sign_in JOIN user ON user.id = user_id WHERE username IN ({names})"
@@ -156,7 +157,7 @@ async def test_disk_that_fills_up_under_load_acknowledges_only_what_is_durable(s
 
 async def test_every_acknowledged_act_is_found_after_kills_under_load(stage: Stage) -> None:
     """Many clients begin sign-ins as fast as they can; whatever they were told has begun is in the store."""
-    accounts = [await new_account(stage) for _ in range(8)]
+    accounts = await new_accounts(stage, 8)
     acknowledged: list[str] = []
     draw = random.Random()
 
@@ -216,7 +217,7 @@ async def test_slow_disk_makes_calls_wait_and_repeats_have_no_second_effect(slow
 
 async def test_stop_under_load_lets_running_calls_finish(slow: Stage) -> None:
     """SIGTERM while commits are under way: each call gets its reply, new calls are refused, the exit status is 0."""
-    accounts = [await new_account(slow) for _ in range(12)]
+    accounts = await new_accounts(slow, 12)
     async with slow.connect() as connection, slow.connect() as late:
         device = await enrolled(slow, connection, accounts[0])
         async with device.online():
@@ -263,7 +264,7 @@ async def test_second_server_on_the_same_data_is_refused(stage: Stage) -> None:
 
 
 async def test_frozen_server_makes_clients_wait_and_nothing_happens_twice(stage: Stage) -> None:
-    accounts = [await new_account(stage) for _ in range(10)]
+    accounts = await new_accounts(stage, 10)
     async with stage.connect() as connection:
         device = await enrolled(stage, connection, accounts[0])
         async with device.online():
@@ -305,7 +306,7 @@ async def test_check_is_content_when_an_act_and_its_record_lie_on_both_sides_of_
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("UPDATE audit_record SET at = at + 1")
         assert check(path).problems == ()
-        connection.execute("UPDATE audit_record SET at = at + 1 WHERE at = 132")  # the control
+        connection.execute("UPDATE audit_record SET at = at + 1 WHERE at = 111")  # the control
         assert len(check(path).problems) == 1
 
 
@@ -319,5 +320,4 @@ async def test_check_is_content_after_old_sign_ins_were_forgotten(live: LiveServ
     with pytest.raises(KeyvouchError) as forgotten:
         await abandoned.state()
     assert forgotten.value.reason is Reason.SIGN_IN_UNKNOWN
-    assert common_pb2.SIGN_IN_STATE_CONSUMED
     assert check(live.data / "keyvouch.db").problems == ()

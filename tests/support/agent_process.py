@@ -44,7 +44,10 @@ class AgentProcess:
         self.trigger.set(point)
         process = self._start(killable_agent.__name__, "enroll", *self._wish(account))
         secrets = json.dumps({"pin": PIN, "access_pass": account.access_pass})
-        process.communicate(secrets.encode(), SECONDS)
+        try:
+            process.communicate(secrets.encode(), SECONDS)
+        finally:
+            process.kill()
         return process.returncode
 
     def _wish(self, account: Account) -> list[str]:
@@ -128,7 +131,12 @@ class AgentProcess:
         process, self._process = self._process, None
         if process is None:
             return 0
-        process.communicate(timeout=SECONDS)
+        try:
+            process.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise
         return process.returncode
 
     def stop(self) -> int:

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+from keyvouch.errors import UnavailableError
 from keyvouch.v1 import administration_pb2 as pb
 from keyvouch_bench.device import PromptStream, enrol_with_pass
 from keyvouch_bench.server_process import ServerProcess
@@ -120,6 +121,14 @@ class Stage:
         await asyncio.to_thread(self.server.kill)
         await asyncio.to_thread(self.server.start)
         self.restarts += 1
+
+    async def ensure_running(self) -> None:
+        """Start the server where an earlier test has left it dead, so that one failure is one."""
+        with suppress(UnavailableError):
+            if not _has_died(self.server.pid):
+                return
+            await asyncio.to_thread(self.server.wait)
+        await asyncio.to_thread(self.server.start)
 
     @asynccontextmanager
     async def reviving(self) -> AsyncIterator[None]:

@@ -74,7 +74,7 @@ class MortalPin(GivenPin):
         return super().request_new_pin(min_length)
 
 
-class CallObserver(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc] # the stubs leave its base untyped
+class CallObserver(grpc.aio.UnaryUnaryClientInterceptor):
     """Points before each call and after each reply."""
 
     def __init__(self, points: Points) -> None:
@@ -90,7 +90,7 @@ class CallObserver(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc] 
         return call
 
 
-class StreamObserver(grpc.aio.StreamStreamClientInterceptor):  # type: ignore[misc] # the same
+class StreamObserver(grpc.aio.StreamStreamClientInterceptor):
     """Points around each message of a stream."""
 
     def __init__(self, points: Points) -> None:

@@ -207,7 +207,7 @@ class LiveServer:
     # -- administration ---------------------------------------------------------------------------
 
     async def admin(self) -> Metadata:
-        """Metadata of the first administrator's approved session; enrols and signs in at the first call, later refreshes."""
+        """Metadata of the first administrator's approved session: enrols and signs in once, later refreshes."""
         if self._administrator is None:
             device = await self.enrol(ADMINISTRATOR, self.administrator_pass)
             person = await self.connect(ADMINISTRATOR, device)
@@ -240,6 +240,12 @@ class LiveServer:
         with suppress(NotFoundError):
             await self.administer("DeleteAccessPass", admin_pb.DeleteAccessPassRequest(username=username))
         return await self.issue_pass(username, **options)
+
+    async def listed_pass(self, username: str) -> admin_pb.AccessPass:
+        """The user's pass as administrators see it."""
+        request = admin_pb.ListAccessPassesRequest(username=username)
+        told: admin_pb.ListAccessPassesResponse = await self.administer("ListAccessPasses", request)
+        return told.access_passes[0]
 
     async def change_policy(self, metadata: Metadata | None = None, **parts: Mapping[str, Any]) -> None:
         """Save the policy with changes: `approval={"enabled": False}`."""

@@ -8,7 +8,8 @@ A block is fenced and marked `console`; words after the mark name the terminal i
     ```
 
 In a block a line that starts with `$ ` is a command, a line that starts with `> ` or follows a trailing backslash
-continues it, and every other line is output the reader should see.
+continues it, and every other line is output the reader should see. A block marked with a language and the name of a
+file is that file.
 """
 
 from __future__ import annotations
@@ -56,6 +57,12 @@ def console_blocks(markdown: str) -> list[Block]:
     if opened is not None:
         raise ValueError("a fenced block never ends")
     return blocks
+
+
+def named_files(markdown: str) -> dict[str, str]:
+    """The files a page tells its reader to save: by name, the text of each fenced block that is marked with one."""
+    blocks = re.findall(r"^```\w+ (\S+\.\w+)\n(.*?)^```$", markdown, re.MULTILINE | re.DOTALL)
+    return dict(blocks)
 
 
 def _commands(lines: list[tuple[int, str]]) -> list[Command]:

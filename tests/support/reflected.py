@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +36,14 @@ class Method:
         if not self.client_streams:
             return await _read(raw.unary_stream(self.path)(request, metadata=metadata, timeout=LIMIT), answers)
 
-        async def once() -> Any:
-            yield request
-
-        return await _read(raw.stream_stream(self.path)(once(), metadata=metadata, timeout=LIMIT), answers)
+        for _ in range(5):
+            stream = raw.stream_stream(self.path)(metadata=metadata, timeout=LIMIT)
+            with suppress(grpc.RpcError, asyncio.InvalidStateError):  # the server may have refused already
+                await stream.write(request)
+                await stream.done_writing()
+            if "error from Core" not in (await stream.details() if stream.done() else ""):
+                break  # else the client's transport lost the status to a write that came too late
+        return await _read(stream, answers)
 
 
 async def _read(call: Any, answers: int) -> Any:

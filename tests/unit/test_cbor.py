@@ -202,7 +202,7 @@ def test_subclasses_and_other_mappings_are_encoded_as_what_they_are() -> None:
         {1.0: 1},
         bytearray(b"x"),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_values_outside_the_profile_are_a_mistake_of_the_caller(value: object) -> None:
     with pytest.raises(UsageError):

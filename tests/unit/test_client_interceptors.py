@@ -145,7 +145,9 @@ class Orders:
         metadata = () if token is None else (("authorization", f"{scheme} {token}"),)
         return await asyncio.to_thread(self.call_method, method, metadata)
 
-    def token(self, **changes: object) -> str:
+    def token(self, *, approved_ago: int | None = None, **changes: object) -> str:
+        if approved_ago is not None:
+            changes["auth_time"] = int(time.time()) - approved_ago
         return self.issuer.sign(claims_for(**changes))
 
 
@@ -247,7 +249,7 @@ async def test_two_credentials_are_none(orders: Orders) -> None:
         ("Get", {"acr": "number-matched"}, {"acr": "access-pass"}, Reason.STRENGTH_REQUIRED),
         ("Get", {"acr": "number-matched"}, {"acr": ""}, Reason.STRENGTH_REQUIRED),
         ("Register", {"acr": "access-pass"}, {"acr": "other"}, Reason.STRENGTH_REQUIRED),
-        ("Recent", {"auth_time": NOW}, {"auth_time": NOW - 3600}, Reason.STRENGTH_REQUIRED),
+        ("Recent", {"approved_ago": 0}, {"approved_ago": 3600}, Reason.STRENGTH_REQUIRED),
         ("Hardware", {}, {"assurance": "software/software_gated/self"}, Reason.ASSURANCE_TOO_LOW),
         ("Hardware", {}, {"assurance": "tpm/software_gated/attested/fleet-root"}, Reason.ASSURANCE_TOO_LOW),
         ("Hardware", {}, {"assurance": "tpm/hardware_gated/attested/other-root"}, Reason.ASSURANCE_TOO_LOW),

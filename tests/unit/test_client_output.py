@@ -29,6 +29,15 @@ def test_tables_are_aligned_by_what_is_seen() -> None:
     assert shown.splitlines() == ["NAME  N", "ada   1", "東京  22", "-     x"]
 
 
+def test_a_table_wider_than_the_terminal_becomes_cards() -> None:
+    rows = [("ada", "x" * 20), ("東京", "y")]
+    assert table(("name", "n"), rows, columns=26).splitlines()[0] == "NAME  N"
+    assert table(("name", "n"), rows, columns=25).splitlines() == [
+        "name  ada", f"n     {'x' * 20}", "", "name  東京", "n     y",
+    ]  # fmt: skip
+    assert table(("name", "n"), [], columns=3) == "NAME  N"
+
+
 def test_every_digit_can_be_drawn() -> None:
     drawn = large("0123456789", blocks=False).splitlines()
     assert len(drawn) == 5

@@ -147,7 +147,7 @@ def test_each_number_of_a_policy_has_its_range(part: str, name: str, least: int,
         (100, 50, 20, False),
     ],
 )
-def test_lifetimes_of_passes_are_consistent_T3(least: int, default: int, most: int, good: bool):  # noqa: N802
+def test_lifetimes_of_passes_are_consistent_T3(least: int, default: int, most: int, good: bool):
     policy = changed(
         "access_pass",
         minimum_lifetime_minutes=least,
@@ -166,14 +166,16 @@ def test_lifetimes_of_passes_are_consistent_T3(least: int, default: int, most: i
 @pytest.mark.parametrize(
     "required", ["any/none/unattested", "hardware/none/attested", "any/software_gated/attested/" + "x" * 256]
 )
-def test_a_policy_cannot_ask_for_ungated_keys_nor_for_what_no_statement_can_say_PS8(part: str, required: str):  # noqa: N802
+def test_a_policy_cannot_ask_for_ungated_keys_nor_for_what_no_statement_can_say_PS8(part: str, required: str):
     with pytest.raises(MalformedError) as caught:
         check_policy(changed(part, required_assurance=required))
     assert caught.value.reason is Reason.POLICY_INVALID
     assert check_policy(changed(part, required_assurance="hardware/hardware_gated/attested/root"))
 
 
-@pytest.mark.parametrize("required", ["", "any", "any/software_gated", "x/software_gated/self", "any/software_gated/self/"])
+@pytest.mark.parametrize(
+    "required", ["", "any", "any/software_gated", "x/software_gated/self", "any/software_gated/self/"]
+)
 def test_a_requirement_that_is_none_is_refused(required: str):
     with pytest.raises(MalformedError):
         check_policy(changed("approval", required_assurance=required))
@@ -244,7 +246,7 @@ PASS = AccessPass("tap_x", "ten_x", "usr_x", bytes(32), 1000, 1000, 60, one_time
         (changed("access_pass", one_time_required=True), {"one_time": True}, 1000, None),
     ],
 )
-def test_why_a_pass_cannot_be_used_T17(policy: Policy, changes: dict[str, Any], now: int, reason: Reason | None):  # noqa: N802
+def test_why_a_pass_cannot_be_used_T17(policy: Policy, changes: dict[str, Any], now: int, reason: Reason | None):
     assert access_pass_refusal(policy, replace(PASS, **changes), now=now) is reason
     assert access_pass_end(PASS) == 4600
 
@@ -263,7 +265,7 @@ def test_why_a_pass_cannot_be_used_T17(policy: Policy, changes: dict[str, Any], 
         ("\u212bngstr\u00f6m", "\u00e5ngstr\u00f6m"),
     ],
 )
-def test_all_spellings_of_a_name_share_one_key_P10(spellings: tuple[str, ...]):  # noqa: N802
+def test_all_spellings_of_a_name_share_one_key_P10(spellings: tuple[str, ...]):
     assert len({name_key(s) for s in spellings}) == 1
     assert name_key(spellings[0]) != name_key(spellings[0] + "x")
 
@@ -284,7 +286,7 @@ def test_keys_are_stable_under_every_normal_form_and_case(name: str):
         " ",
         "\u00a0",
         "a" * (MAX_NAME + 1),
-        "ada\n",
+        "a\nda",
         "a\tda",
         "ada\0",
         "\u202eada",
@@ -303,21 +305,22 @@ def test_keys_are_stable_under_every_normal_form_and_case(name: str):
         "ada\U000e0101",
     ],
 )
-def test_names_nobody_can_read_are_refused_A2(name: str):  # noqa: N802
-    stripped = name.strip() if name.endswith("\n") else name
+def test_names_nobody_can_read_are_refused_A2(name: str):
     with pytest.raises(MalformedError) as caught:
-        check_name(f"x{stripped}\u0007" if name.endswith("\n") else name, "username")
+        check_name(name, "username")
     assert caught.value.reason is Reason.FIELD_INVALID
     assert caught.value.metadata["field"] == "username"
 
 
-@pytest.mark.parametrize("name", ["a", "a" * MAX_NAME, "ada.l@example.org", "Ada Lovelace", "\u5c0f\u6797", "O'Neil-Øre"])
+@pytest.mark.parametrize(
+    "name", ["a", "a" * MAX_NAME, "ada.l@example.org", "Ada Lovelace", "\u5c0f\u6797", "O'Neil-Øre"]
+)
 def test_ordinary_names_pass(name: str):
     assert check_name(f" {name} ", "username") == unicodedata.normalize("NFC", name)
 
 
 @pytest.mark.parametrize("text", ["\x1b[0m", "a\nb", "a\u202eb", "a\u2069", "\x7f", "a\u200f"])
-def test_texts_for_people_hold_no_controls_A2(text: str):  # noqa: N802
+def test_texts_for_people_hold_no_controls_A2(text: str):
     with pytest.raises(MalformedError):
         check_text(text, "app_name", longest=64)
     assert check_text("Pay 10 € now", "app_name", longest=64)

@@ -130,7 +130,7 @@ def unregister(arguments: argparse.Namespace, home: Home, output: Output) -> Non
         call_agent(home, "reload")
     output.result(
         {"device_id": enrolment.device_id, "revoked_sessions": ended},
-        f"Removed: {enrolment.username} of {enrolment.tenant_name}. {ended} sessions ended with it.",
+        f"Removed: {enrolment.username} of {enrolment.tenant_name}. Sessions ended with it: {ended}.",
     )
 
 

@@ -86,7 +86,7 @@ class TerminalInteraction:
     def request_new_pin(self, min_length: int) -> Pin | None:
         """Ask for a first PIN, twice."""
         self._lines.show(f"Choose a PIN of at least {min_length} characters. It protects the key on this device only.")
-        return _pin(self._twice())
+        return _pin(self._twice(min_length))
 
     def confirm_presence(self, context: PresenceContext) -> bool:  # noqa: ARG002
         """Whoever started the command on this terminal is there."""
@@ -96,11 +96,14 @@ class TerminalInteraction:
         """Remind."""
         self._lines.show("Touch the security key now.")
 
-    def _twice(self) -> str | None:
+    def _twice(self, min_length: int) -> str | None:
         while True:
             first = self._ask("New PIN: ")
             if not first:
                 return None
+            if len(first) < min_length:
+                self._lines.show(f"That is too short: {min_length} characters at least. Once more:")
+                continue
             if first == self._ask("New PIN again: "):
                 return first
             self._lines.show("The two are not the same. Once more:")

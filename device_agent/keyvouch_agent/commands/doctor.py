@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.util
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
@@ -22,11 +21,7 @@ __all__ = ["doctor"]
 
 Finding: TypeAlias = Mapping[str, object]
 
-_MISSING = {
-    "tpm": ("tpm2_pytss", "Install the extra `keyvouch[tpm]`; it needs the TPM2 Software Stack and /dev/tpmrm0."),
-    "fido2": ("fido2", "Install the extra `keyvouch[agent]`, then connect the security key."),
-    "smartcard": ("pkcs11", "Install the extra `keyvouch[pkcs11]` and the card's PKCS#11 module."),
-}
+_HARDWARE = ("tpm", "fido2", "smartcard")
 
 
 def doctor(_arguments: argparse.Namespace, home: Home, output: Output) -> int:
@@ -34,7 +29,7 @@ def doctor(_arguments: argparse.Namespace, home: Home, output: Output) -> int:
     output.progress("Looking at the home, the key providers and the servers.")
     findings = [
         _look("home", lambda: f"{home.folder('')} is private"),
-        _look("ledger", lambda: f"{len(Ledger(home).enrolments())} accounts enrolled"),
+        _look("ledger", lambda: f"accounts enrolled: {len(Ledger(home).enrolments())}"),
         _agent(home),
         *_providers(home),
         *asyncio.run(_servers(home)),
@@ -71,7 +66,7 @@ def _providers(home: Home) -> list[Finding]:
         found = [_provider(kind, shelf) for kind in shelf.kinds()]
     finally:
         shelf.close()
-    return found + [_absent(kind) for kind in _MISSING if kind not in shelf.kinds()]
+    return found + [_absent(kind) for kind in _HARDWARE if kind not in shelf.kinds()]
 
 
 def _provider(kind: str, shelf: ProviderShelf) -> Finding:
@@ -88,10 +83,7 @@ def _provider(kind: str, shelf: ProviderShelf) -> Finding:
 
 
 def _absent(kind: str) -> Finding:
-    module, fix = _MISSING[kind]
-    there = importlib.util.find_spec(module) is not None
-    detail = "not part of this agent yet" if there else f"the library {module} is not installed"
-    return _finding(f"provider {kind}", False, detail, fix, optional=True)
+    return _finding(f"provider {kind}", False, "not part of this release", optional=True)
 
 
 async def _servers(home: Home) -> list[Finding]:

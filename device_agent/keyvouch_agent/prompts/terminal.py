@@ -1,15 +1,17 @@
 """Prompts in the terminal of `keyvouch-agent run`.
 
 One prompt at a time. Approve, Deny and "This was not me" are offered alike, with no default; the number is asked
-before the PIN, the PIN last and without echo. A withdrawn prompt takes its question with it. Wrong numbers of
-digits and wrong PINs ask again while the request is open. Not here: how a decision is made and sent (`agent`).
+before the PIN, the PIN last and without echo. A withdrawn prompt takes its question with it. A slip (another letter, a
+wrong count of digits, a wrong PIN) asks that question again while the request is open.
+
+Not here: how a decision is made and sent (`agent`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from keyvouch.errors import KeyvouchError, Reason
@@ -23,6 +25,7 @@ __all__ = ["TerminalPrompts"]
 
 _ASK_AGAIN = frozenset({Reason.FIELD_INVALID, Reason.PIN_WRONG})
 _CHOICES = "  [a] Approve   [d] Deny   [r] This was not me"
+_AFTER = {"reported": " The administrator finds it in the audit log."}
 
 
 class TerminalPrompts:
@@ -34,6 +37,7 @@ class TerminalPrompts:
         self._waiting: deque[str] = deque()
         self._current = ""
         self._question: asyncio.Task[None] | None = None
+        self._links: dict[str, str] = {}
 
     async def run(self) -> None:
         """Follow the agent's events and ask."""
@@ -78,9 +82,18 @@ class TerminalPrompts:
             case "refused":
                 self._lines.show(f"A request was refused. {inert(str(event.get('message')), longest=300)}")
             case "link":
-                self._lines.show(_link_line(event))
+                self._show_link(event)
             case _:
                 pass
+
+    def _show_link(self, event: Mapping[str, object]) -> None:
+        """Say what changed. An outage is told once, however often the agent tries to connect again."""
+        who, state = f"{event.get('username')} {event.get('server')}", str(event.get("state"))
+        before = self._links.get(who)
+        if state == before or (state == "connecting" and before == "waiting"):
+            return
+        self._links[who] = state
+        self._lines.show(_link_line(event))
 
     async def _withdraw(self, prompt_id: str, state: str) -> None:
         with suppress(ValueError):
@@ -97,11 +110,11 @@ class TerminalPrompts:
                 await question
 
     async def _ask(self, prompt_id: str) -> None:
-        """Ask until there is a decision or the prompt is gone."""
+        """Ask until there is a decision, the prompt is gone or the input has ended."""
         while True:
             try:
-                if await self._decide(prompt_id, await self._agent.show(prompt_id)):
-                    return
+                await self._decide(prompt_id, await self._agent.show(prompt_id))
+                return
             except KeyvouchError as error:
                 self._lines.show(inert(str(error), longest=400))
                 if error.reason is Reason.PROMPT_UNKNOWN or (
@@ -113,37 +126,65 @@ class TerminalPrompts:
         prompts = self._agent.pending()["prompts"]
         return isinstance(prompts, list) and any(p["prompt_id"] == prompt_id for p in prompts)
 
-    async def _decide(self, prompt_id: str, prompt: Mapping[str, object]) -> bool:
-        """Show the card and carry out the choice; False where it was none."""
+    async def _decide(self, prompt_id: str, prompt: Mapping[str, object]) -> None:
+        """Show the card and carry out the choice."""
         pin = prompt.get("pin")
         assert isinstance(pin, Mapping)
         self._lines.show("\n" + prompt_card(prompt, pin) + "\n" + _CHOICES)
-        choice = await self._lines.ask("Your choice (a, d, r): ")
-        match choice.strip().lower() if choice is not None else None:
+        match await self._ask_until(_is_choice, "Your choice (a, d, r): ", "Type a, d or r, then Enter."):
             case "a":
                 await self._approve(prompt_id, prompt, pin)
             case "d":
                 self._tell(await self._agent.deny(prompt_id))
             case "r":
                 self._tell(await self._agent.report(prompt_id))
-            case None:
-                self._lines.show("The input has ended. Decide with `keyvouch-agent approve`, `deny` or `report`.")
             case _:
-                return False
-        return True
+                self._lines.show("The input has ended. Decide with `keyvouch-agent approve`, `deny` or `report`.")
 
     async def _approve(self, prompt_id: str, prompt: Mapping[str, object], pin: Mapping[str, object]) -> None:
         digits = prompt.get("number_digits")
-        number = await self._lines.ask(f"Number shown where you sign in ({digits} digits): ")
-        typed = await self._lines.ask(f"PIN ({pin_line(pin)}): ", secret=True)
-        if number is not None and typed is not None:
-            self._tell(await self._agent.approve(prompt_id, number.strip(), Pin(typed)))
+        number = await self._ask_until(
+            lambda typed: _is_number(typed, digits),
+            f"Number shown where you sign in ({digits} digits): ",
+            f"The number has {digits} digits, leading zeros included.",
+        )
+        while number is not None:
+            typed = await self._lines.ask(f"PIN ({pin_line(pin)}): ", secret=True)
+            if typed is None:
+                return
+            try:
+                self._tell(await self._agent.approve(prompt_id, number, Pin(typed)))
+                return
+            except KeyvouchError as error:
+                if error.reason is not Reason.PIN_WRONG or not self._is_open(prompt_id):
+                    raise
+                self._lines.show(inert(str(error), longest=400))
+            now = (await self._agent.show(prompt_id)).get("pin")
+            pin = now if isinstance(now, Mapping) else pin
+
+    async def _ask_until(self, fits: Callable[[str], bool], question: str, advice: str) -> str | None:
+        """The first answer that fits, in lower case and without spaces around it; None at the end of the input."""
+        while (typed := await self._lines.ask(question)) is not None:
+            answer = typed.strip().lower()
+            if fits(answer):
+                return answer
+            self._lines.show(advice)
+        return None
 
     def _tell(self, outcome: Mapping[str, object]) -> None:
         if outcome.get("accepted"):
-            self._lines.show(f"Done: {inert(str(outcome.get('state')))}.")
+            state = str(outcome.get("state"))
+            self._lines.show(f"Done: {inert(state)}.{_AFTER.get(state, '')}")
         else:
             self._lines.show(inert(str(outcome.get("message") or outcome.get("state")), longest=300))
+
+
+def _is_choice(typed: str) -> bool:
+    return typed in {"a", "d", "r"}
+
+
+def _is_number(typed: str, digits: object) -> bool:
+    return typed.isascii() and typed.isdigit() and len(typed) == digits
 
 
 def _link_line(event: Mapping[str, object]) -> str:

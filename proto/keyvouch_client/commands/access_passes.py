@@ -20,8 +20,10 @@ def code_lines(output: Output, made: administration_pb2.AccessPass, code: str) -
         "",
         f"    {inert(code)}",
         "",
-        f"Temporary Access Pass for {inert(made.username)}, good {times} from {start} until {end}.",
+        f"Temporary Access Pass for {inert(made.username)}, good {times}",
+        f"from {start} until {end}.",
         "It is shown this once. Hand it over in person or by a channel you trust.",
+        f"They register a device with it: `keyvouch-agent enroll ... --user {inert(made.username)}`.",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from keyvouch.errors import KeyvouchError, Reason, UnauthenticatedError
+from keyvouch.errors import KeyvouchError, Reason, UnauthenticatedError, UnavailableError
 from keyvouch.v1 import common_pb2, security_info_pb2, sessions_pb2
 from keyvouch_client.commands.devices import device_table
 from keyvouch_client.commands.invocation import Invocation, pages
@@ -29,9 +29,10 @@ async def whoami(run: Invocation) -> None:
         ("role", told.role),
         ("server", stored.target.server),
         ("app", details.app_name),
-        ("how", " ".join((details.acr, *details.amr))),
+        ("label", details.acr),
+        ("factors", " ".join(details.amr)),
         ("approved", run.output.time(details.auth_time)),
-        ("key", " ".join(_assurance_words(details.assurance)).strip()),
+        ("key", _key_words(details.assurance)),
         ("until", run.output.time(details.expires_at)),
         ("session", details.session_id),
     )
@@ -44,12 +45,13 @@ async def whoami(run: Invocation) -> None:
     run.output.show(result, *(f"{name:<9} {inert(str(value)) or '-'}" for name, value in rows))
 
 
-def _assurance_words(proved: common_pb2.Assurance) -> tuple[str, str, str]:
-    return (
-        spoken(common_pb2.Protection.Name(proved.protection), "PROTECTION_"),
-        spoken(common_pb2.Verification.Name(proved.verification), "VERIFICATION_"),
-        spoken(common_pb2.Provenance.Name(proved.provenance), "PROVENANCE_"),
+def _key_words(proved: common_pb2.Assurance) -> str:
+    words = (
+        ("in", spoken(common_pb2.Protection.Name(proved.protection), "PROTECTION_")),
+        ("PIN", spoken(common_pb2.Verification.Name(proved.verification), "VERIFICATION_")),
+        ("proof", spoken(common_pb2.Provenance.Name(proved.provenance), "PROVENANCE_")),
     )
+    return ", ".join(f"{title} {word}" for title, word in words if word)
 
 
 async def sessions(run: Invocation) -> None:
@@ -75,7 +77,7 @@ async def sessions(run: Invocation) -> None:
         )
         for item in found
     ]
-    listing = table(("now", "session", "app", "how", "since", "until"), rows)
+    listing = table(("now", "session", "app", "label", "since", "until"), rows)
     run.output.show({"sessions": [document(item) for item in found], "current": own}, listing)
 
 
@@ -86,16 +88,23 @@ async def sign_out(run: Invocation) -> None:
         session_id, is_own = await _revoke(run, other)
     except KeyvouchError as error:
         ended_already = isinstance(error, UnauthenticatedError) and error.reason in _OVER
+        if other is None and isinstance(error, UnavailableError) and not run.arguments.forget:
+            raise _may_forget(error) from error
         if other is not None or not (ended_already or run.arguments.forget):
             raise
         session_id, is_own = "", True
         if not ended_already:
-            run.output.note("The server was not told; the session lasts there until it expires.")
+            run.output.note(f"The server was not told, and the session lasts there until it expires: {error.message}")
     if is_own:
         run.file.forget_session()
     run.output.show(
         {"signed_out": is_own, "session_id": session_id}, "Signed out." if is_own else "The session has ended."
     )
+
+
+def _may_forget(error: UnavailableError) -> UnavailableError:
+    fix = f"{error.fix} `keyvouch sign-out --forget` drops the session here alone."
+    return UnavailableError(error.reason, error.message, fix=fix, metadata=error.metadata)
 
 
 async def _revoke(run: Invocation, other: str | None) -> tuple[str, bool]:

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from keyvouch.errors import KeyvouchError, UsageError
+from keyvouch.errors import KeyvouchError, UnavailableError, UsageError
 from keyvouch.v1 import common_pb2
 from keyvouch_client.commands.output import Output
 from keyvouch_client.connection import Connection
@@ -62,7 +62,10 @@ class Invocation:
         """The way to `target`."""
         ca_file = Path(target.ca_file) if target.ca_file else None
         async with Connection(target.server, ca_file=ca_file, insecure_loopback=target.insecure_loopback) as connection:
-            yield connection
+            try:
+                yield connection
+            except UnavailableError as error:
+                raise _naming(target.server, error) from error
 
     @contextlib.asynccontextmanager
     async def session(self, stored: StoredState | None = None) -> AsyncIterator[Session]:
@@ -78,6 +81,12 @@ class Invocation:
             )
         async with self.connection(target) as connection:
             yield self.file.open_session(state, connection)
+
+
+def _naming(server: str, error: UnavailableError) -> UnavailableError:
+    """The same error with the server's address, which a person may have mistyped."""
+    message = error.message.replace("The server", f"The server {server}", 1)
+    return UnavailableError(error.reason, message, fix=error.fix, metadata=error.metadata)
 
 
 async def pages(

@@ -7,6 +7,7 @@ would let a name pretend to be output of this program. Not here: what is shown.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -100,12 +101,29 @@ def spoken(enum_name: str, prefix: str) -> str:
     return "" if name == "unspecified" else name
 
 
-def table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns under their titles; cells are made inert."""
+def table(titles: Sequence[str], rows: Iterable[Sequence[object]], *, columns: int | None = None) -> str:
+    """Columns under their titles; cells are made inert.
+
+    Where that is wider than `columns` (none: the terminal's, else no limit), each row becomes a card of its own.
+    """
     cells = [[inert(str(cell)) or "-" for cell in row] for row in rows]
     widths = [max(_width(row[n]) for row in [list(titles), *cells]) for n in range(len(titles))]
+    limit = columns if columns is not None else _terminal_columns()
+    if cells and limit is not None and sum(widths) + 2 * (len(widths) - 1) > limit:
+        return "\n\n".join(_card(titles, row) for row in cells)
     lines = [_line(row, widths) for row in [[title.upper() for title in titles], *cells]]
     return "\n".join(lines)
+
+
+def _terminal_columns() -> int | None:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _card(titles: Sequence[str], row: Sequence[str]) -> str:
+    width = max(map(_width, titles))
+    return "\n".join(
+        f"{title + ' ' * (width - _width(title))}  {cell}" for title, cell in zip(titles, row, strict=True)
+    )
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:

@@ -82,9 +82,8 @@ def _show_number(run: Invocation, begun: SignIn) -> None:
         return
     drawing = large(begun.number, blocks=run.output.can_draw_blocks())
     run.output.note(f"\n{drawing}\n\nNumber: {inert(begun.number)}")
-    run.output.note(
-        "Type it on your device, choose Approve there, and give your PIN. Never type it if you did not ask."
-    )
+    run.output.note("On your device choose Approve, type this number and give your PIN; never if you did not ask.")
+    run.output.note("Nothing appears on the device? See that `keyvouch-agent run` is running there.")
     if "access_pass" in methods:
         run.output.note("Another way: a Temporary Access Pass, with `keyvouch sign-in --access-pass`.")
 

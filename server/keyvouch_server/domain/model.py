@@ -194,7 +194,7 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class SignIn:
-    """A sign-in request. `user_id` is empty for a request that names nobody: it waits and expires like any other.
+    """A sign-in request. One that names nobody has the `user_id` of no user; it waits and expires like any other.
 
     `number` is what the client shows; `proof_key` the client's DER key and `proof_thumbprint` its `jkt`;
     `decision_hash` the SHA-256 of the statement that decided it.

@@ -13,6 +13,10 @@ from keyvouch.errors import MalformedError, Reason
 MAX_NAME = 64
 """Longest login or tenant name, in characters."""
 
+MAX_TYPED = 256
+"""Longest text that is folded at all. Unicode normalisation takes a time that grows with the square of the length:
+64 KiB of accents would keep the server busy for more than a second (G3)."""
+
 _INVISIBLE = (
     *((0x034F, 0x034F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x3164, 0x3164)),
     *((0xFE00, 0xFE0F), (0xFFA0, 0xFFA0), (0xE0100, 0xE01EF)),
@@ -21,7 +25,12 @@ _INVISIBLE = (
 
 
 def name_key(name: str) -> str:
-    """The canonical key of a name. Total: gives some key for any input, so lookups need no special case."""
+    """The canonical key of a name. Total: gives some key for any input, so lookups need no special case.
+
+    What is longer than `MAX_TYPED` is nobody's name: its key is empty, which no name's is.
+    """
+    if len(name) > MAX_TYPED:
+        return ""
     if name.isascii():
         return name.strip().casefold()
     key, folded = name, _fold(name)
@@ -40,7 +49,7 @@ def check_name(name: str, field: str) -> str:
     1 to 64 characters, none of them a control, format, surrogate, private-use or separator character other
     than a single inner space, and none that shows nothing.
     """
-    shown = unicodedata.normalize("NFC", name.strip())
+    shown = unicodedata.normalize("NFC", name.strip()) if len(name) <= MAX_TYPED else ""
     bad = any((unicodedata.category(c)[0] in "CZ" and c != " ") or _is_invisible(c) for c in shown)
     if not shown or len(shown) > MAX_NAME or bad or "  " in shown or not name_key(shown):
         raise invalid_field(field, f"1 to {MAX_NAME} visible characters")

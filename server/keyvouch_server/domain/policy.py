@@ -94,6 +94,9 @@ REST_SECONDS = 900
 ACCESS_PASS_ATTEMPTS = 5
 """Comparisons a pass survives: counted before comparing, then it is dead."""
 
+NAMED_DEVICES = 10
+"""Devices that a refusal names."""
+
 _RANGES: tuple[tuple[str, str, int, int], ...] = (
     ("approval", "number_digits", 2, 8),
     ("approval", "lifetime_seconds", 30, 600),
@@ -168,14 +171,17 @@ def decide_assurance(found: str, required: str) -> None:
 
 
 def decide_device_limit(policy: Policy, devices: list[str]) -> None:
-    """KI5: many devices per user, with a clear limit. Raises DEVICE_LIMIT naming the removable ones."""
+    """KI5: many devices per user, with a clear limit. Raises DEVICE_LIMIT naming the removable ones.
+
+    It names the first `NAMED_DEVICES` of them: a status with more would not fit into a client's metadata.
+    """
     limit = policy.registration.devices_per_user
     if len(devices) >= limit:
         raise RefusedError(
             Reason.DEVICE_LIMIT,
             f"The user has {len(devices)} devices and policy allows {limit}.",
             fix="Remove a device that is no longer used, then register again.",
-            metadata={"limit": str(limit), "devices": ", ".join(devices)},
+            metadata={"limit": str(limit), "devices": ", ".join(devices[:NAMED_DEVICES])},
         )
 
 

@@ -26,6 +26,8 @@ from keyvouch_server.use_cases.world import Caller
 Context = grpc.aio.ServicerContext[Any, Any]
 Authenticate = Callable[[str], Awaitable[Caller]]
 Connect = Callable[[str, str, bytes], Awaitable[Device]]
+Tell = Callable[[Caller, str, KeyvouchError], Awaitable[None]]
+"""Writes into the audit log that a caller was refused a method it has no right to."""
 
 UNARY_SECONDS: Final = 30
 """Longest a unary call may take, whatever deadline the client set."""
@@ -54,9 +56,10 @@ def token_of() -> str:
 class Gatekeeper(grpc.aio.ServerInterceptor):
     """Authenticates and authorises calls, and turns errors into statuses."""
 
-    def __init__(self, authenticate: Authenticate, connect: Connect) -> None:
+    def __init__(self, authenticate: Authenticate, connect: Connect, tell: Tell) -> None:
         self._authenticate = authenticate
         self._connect = connect
+        self._tell = tell
         self._wrapped: dict[str, Any] = {}
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
@@ -67,23 +70,24 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:
                 return None
-            wrapped = self._wrapped[method] = self._wrap(handler, ACCESS.get(method))
+            wrapped = self._wrapped[method] = self._wrap(handler, method)
         return wrapped
 
-    def _wrap(self, handler: Any, access: Access | None) -> Any:
+    def _wrap(self, handler: Any, method: str) -> Any:
+        access = ACCESS.get(method)
         codec = {
             "request_deserializer": _lenient(handler.request_deserializer, in_stream=bool(handler.request_streaming)),
             "response_serializer": handler.response_serializer,
         }
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, access), **codec)
+            return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, access, method), **codec)
         if handler.unary_stream:
             return grpc.unary_stream_rpc_method_handler(self._stream(handler.unary_stream, access), **codec)
         if handler.stream_stream:
             return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream, access), **codec)
         raise TypeError("no method of this server is of the stream-unary kind")
 
-    def _unary(self, serve: Any, access: Access | None) -> Any:
+    def _unary(self, serve: Any, access: Access | None, method: str) -> Any:
         async def call(request: Any, context: Context) -> Any:
             try:
                 async with asyncio.timeout(UNARY_SECONDS):
@@ -91,6 +95,9 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
                     return await serve(_readable(request), context)
             except TimeoutError:
                 await abort(context, _too_slow())
+            except Denied as error:
+                await self._report(method, error)
+                await abort(context, error)
             except KeyvouchError as error:
                 await abort(context, error)
             except grpc.aio.AbortError:
@@ -121,13 +128,23 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
 
         return call
 
+    async def _report(self, method: str, refusal: Denied) -> None:
+        """P16: who reaches for more than their role leaves a trace. The refusal stands also where that fails."""
+        caller = _CALLER.get(None)
+        if caller is None:
+            return
+        try:
+            await self._tell(caller, method, refusal)
+        except KeyvouchError as error:
+            _log.warning("a refusal could not be audited: %s", error.reason)
+
     async def _admit(self, access: Access | None, context: Context) -> None:
         if access is Access.OPEN:
             return
         if access is Access.DEVICE:
             _DEVICE.set(await self._device(context))
         elif access in (Access.ANY_AUDIENCE, Access.SESSION, Access.APPROVED_SESSION):
-            _CALLER.set(await self._caller(access, context))
+            await self._admit_caller(access, context)
         elif access is Access.SIGN_IN:
             _TOKEN.set(_credential(context, "SignIn"))
         elif access is Access.REGISTRATION:
@@ -135,11 +152,12 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         else:
             raise Denied(Reason.UNKNOWN_METHOD, "This method is not open to anybody.", fix="Use a documented method.")
 
-    async def _caller(self, access: Access, context: Context) -> Caller:
+    async def _admit_caller(self, access: Access, context: Context) -> None:
         try:
             caller = await self._authenticate(_credential(context, "Bearer"))
         except (MalformedError, EvidenceError) as error:
             raise UnauthenticatedError(error.reason, error.message, fix=error.fix) from error
+        _CALLER.set(caller)
         if access is not Access.ANY_AUDIENCE:
             check_own_audience(caller.session)
         if access is Access.APPROVED_SESSION and caller.session.kind is not SessionKind.APPROVAL:
@@ -148,7 +166,6 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
                 "A session opened with an access pass may register methods and review security info, nothing else.",
                 fix="Enrol a device, then sign in with it.",
             )
-        return caller
 
     async def _device(self, context: Context) -> Device:
         certificates = context.auth_context().get("x509_pem_cert", ())

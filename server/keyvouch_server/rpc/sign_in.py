@@ -26,6 +26,8 @@ from keyvouch_server.use_cases.world import World
 
 OPEN_PER_STREAM: Final = 4096
 """Sign-ins one SignInSession stream may have open at a time."""
+BACKLOG: Final = 512
+"""Messages of one stream under way or waiting to be sent; the client's next ones are read when there is room (G4)."""
 OPENING_SECONDS: Final = 10
 """How long a client may take to prove its key on a new stream."""
 
@@ -96,7 +98,7 @@ class SignInServicer(rpc.SignInServiceServicer):
         stream = _SignInStream(self._sign_ins, self._relay, opening.proof_public_key, key, context.peer())
         reader = asyncio.create_task(stream.read(request_iterator))
         try:
-            while (answer := await stream.outbox.get()) is not None:
+            while (answer := await stream.next()) is not None:
                 yield answer
             await reader
         finally:
@@ -111,6 +113,7 @@ class _SignInStream:
         self, sign_ins: SignIns, relay: Relay, proof_key: bytes, key: ec.EllipticCurvePublicKey, peer: str
     ) -> None:
         self.outbox: asyncio.Queue[pb.SignInSessionResponse | None] = asyncio.Queue()
+        self._room = asyncio.Event()
         self._sign_ins = sign_ins
         self._relay = relay
         self._proof_key = proof_key
@@ -123,12 +126,25 @@ class _SignInStream:
         """Take the client's messages until it closes its side; what is open then is still answered."""
         try:
             async for request in requests:
+                await self._wait_for_room()
                 self._take(request)
-        except KeyvouchError:
+        except BaseException:
             self.outbox.put_nowait(None)
             raise
         self._closing = True
         self._end_when_idle()
+
+    async def next(self) -> pb.SignInSessionResponse | None:
+        """What is to be sent next; None at the end."""
+        response = await self.outbox.get()
+        self._room.set()
+        return response
+
+    async def _wait_for_room(self) -> None:
+        """A client that sends and never reads must not fill the server's memory."""
+        while self.outbox.qsize() + len(self._tasks) >= BACKLOG:
+            self._room.clear()
+            await self._room.wait()
 
     def _end_when_idle(self) -> None:
         if self._closing and not self._open and not self._tasks:
@@ -152,6 +168,7 @@ class _SignInStream:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._room.set()
         self._end_when_idle()
 
     async def _begin(self, begin: pb.SignInSessionBegin) -> None:

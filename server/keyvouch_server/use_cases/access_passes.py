@@ -5,14 +5,14 @@ from __future__ import annotations
 import hmac
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from keyvouch.errors import ConflictError, KeyvouchError, NotFoundError, Reason, UnauthenticatedError
 from keyvouch.ids import ACCESS_PASS, AccessPassId, TenantId, UserId
 from keyvouch_server.domain.authorisation import Action, authorise
 from keyvouch_server.domain.model import AccessPass, Role, Tenant, User
-from keyvouch_server.domain.names import invalid_field, name_key
+from keyvouch_server.domain.names import MAX_TYPED, invalid_field, name_key
 from keyvouch_server.domain.policy import ACCESS_PASS_ATTEMPTS, Policy, access_pass_end, access_pass_refusal
 from keyvouch_server.ports import Above, Plus, Snapshot, Transaction
 from keyvouch_server.use_cases.sessions import IssuedSession, Sessions
@@ -39,7 +39,7 @@ class CreatedPass:
     """A new pass with its code, which exists nowhere else."""
 
     viewed: ViewedPass
-    code: str
+    code: str = field(repr=False)
 
 
 class AccessPasses:
@@ -123,6 +123,7 @@ class AccessPasses:
 
     def _hash(self, user: str, code: str) -> bytes:
         """Keyed hash of a code as people type it: case, spaces and hyphens do not matter."""
+        code = code if len(code) <= MAX_TYPED else ""  # no code is as long, and folding it would take long
         typed = unicodedata.normalize("NFKC", code).upper().replace(" ", "").replace("-", "")
         return self._world.keys.mac("access-pass", f"{user}/{typed}".encode())
 
@@ -186,6 +187,7 @@ class AccessPasses:
 
     async def _target(self, tx: Snapshot, caller: Caller, username: str, action: Action) -> User:
         """The user the act is about; the caller's right is checked before existence is told."""
+        await self._world.must_stand(tx, caller)
         user = await tx.get(User, tenant_id=caller.user.tenant_id, username_key=name_key(username))
         target = user.role if user else Role.USER
         on_self = user is not None and user.id == caller.user.id
@@ -206,10 +208,11 @@ class AccessPasses:
         """1. find; 2. count the try before comparing; 3. compare; 4. policy; 5. session and audit."""
         world, now = self._world, self._world.clock.now()
         tenant = await tx.get(Tenant, name_key=name_key(tenant_name))
-        user = await tx.get(User, tenant_id=tenant.id, username_key=name_key(username)) if tenant else None
-        found = await tx.get(AccessPass, user_id=user.id) if user else None
+        # P11: the store is asked the same questions for names that exist and for names that do not.
+        user = await tx.get(User, tenant_id=tenant.id if tenant else "", username_key=name_key(username))
+        found = await tx.get(AccessPass, user_id=user.id if user else "")
         offered = self._hash(user.id if user else "nobody", code)
-        policy = await world.policy_of(tx, user.tenant_id) if user else Policy()
+        policy = await world.policy_of(tx, tenant.id) if tenant else Policy()
         refusal = await self._why_not(tx, policy, found, offered, now)
         if user is None or found is None or refusal is not None:
             await world.audit(
@@ -234,15 +237,14 @@ class AccessPasses:
     ) -> Reason | None:
         """At most five wrong tries per pass: the try is counted in the row before anything is compared."""
         same = hmac.compare_digest(offered, found.code_hash if found else bytes(32))
+        alive = found is not None and found.attempts < ACCESS_PASS_ATTEMPTS
+        counted = found.id if found is not None and alive and not same else ""
+        await tx.update(AccessPass, {"id": counted}, {"attempts": Plus(1)})
         if found is None:
             return Reason.ACCESS_PASS_NONE
-        refusal = access_pass_refusal(policy, found, now=now)
-        if refusal is Reason.ACCESS_PASS_ATTEMPTS or found.attempts >= ACCESS_PASS_ATTEMPTS:
+        if not alive:
             return Reason.ACCESS_PASS_ATTEMPTS
-        if not same:
-            await tx.update(AccessPass, {"id": found.id}, {"attempts": Plus(1)})
-            return Reason.ACCESS_PASS_WRONG
-        return refusal
+        return access_pass_refusal(policy, found, now=now) if same else Reason.ACCESS_PASS_WRONG
 
     async def _audit(self, tx: Transaction, action: str, actor: str, made: AccessPass) -> None:
         await self._world.audit(

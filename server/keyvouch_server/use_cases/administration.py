@@ -78,6 +78,7 @@ class Administration:
         authorise(caller.user.role, Action.CREATE_TENANT)
 
         async def work(tx: Transaction) -> FoundedTenant | KeyvouchError:
+            await self._world.must_stand(tx, caller)
             await self._must_be_home(tx, caller)
             return await self._found(tx, name, administrator, caller.user.id, home=False)
 
@@ -142,11 +143,12 @@ class Administration:
         """A new user of the caller's tenant."""
         authorise(caller.user.role, Action.CREATE_USER, target=role)
         tenant = caller.user.tenant_id
-        return settled(
-            await self._world.store.write(
-                lambda tx: self._insert_user(tx, tenant, username, display_name, role, caller.user.id)
-            )
-        )
+
+        async def work(tx: Transaction) -> User | KeyvouchError:
+            await self._world.must_stand(tx, caller)
+            return await self._insert_user(tx, tenant, username, display_name, role, caller.user.id)
+
+        return settled(await self._world.store.write(work))
 
     async def _insert_user(
         self, tx: Transaction, tenant: TenantId, username: str, display_name: str, role: Role, actor: str
@@ -188,6 +190,7 @@ class Administration:
         """Remove a user with devices, pass and sessions; returns how many devices and live sessions went."""
 
         async def work(tx: Transaction) -> _DeletedUser | KeyvouchError:
+            await self._world.must_stand(tx, caller)
             user = await tx.get(User, tenant_id=caller.user.tenant_id, username_key=name_key(username))
             on_self = user is not None and user.id == caller.user.id
             authorise(caller.user.role, Action.DELETE_USER, target=user.role if user else Role.USER, on_self=on_self)
@@ -230,6 +233,7 @@ class Administration:
         saved = replace(check_policy(wanted), version=wanted.version + 1)
 
         async def work(tx: Transaction) -> Policy | KeyvouchError:
+            await self._world.must_stand(tx, caller)
             tenant, now = caller.user.tenant_id, self._world.clock.now()
             present = await self._world.policy_of(tx, tenant)
             if present.version != wanted.version:

@@ -95,11 +95,12 @@ class Devices:
         return await self._world.store.read(work)
 
     async def renew(self, device: Device) -> tuple[bytes, ...]:
-        """A new certificate for the channel key."""
+        """A new certificate for the channel key. Raises DEVICE_REMOVED."""
         chain = self._world.keys.device_certificate(device.id, device.tenant_id, device.channel_key)
 
         async def work(tx: Transaction) -> None:
-            await tx.update(Device, {"id": device.id}, {"certificate": chain[0]})
+            if not await tx.update(Device, {"id": device.id}, {"certificate": chain[0]}):
+                raise removed()
             await self._world.audit(
                 tx,
                 "device.renew",
@@ -148,6 +149,7 @@ class Devices:
             self._world.announcer.sign_in(sign_in, ())
 
     async def _may_remove(self, tx: Transaction, caller: Caller, device: Device | None) -> KeyvouchError | None:
+        await self._world.must_stand(tx, caller)
         inside = device is not None and device.tenant_id == caller.user.tenant_id
         owner = await tx.get(User, id=device.user_id) if device is not None and inside else None
         if owner is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -26,11 +26,14 @@ from keyvouch_server.domain.model import (
 )
 from keyvouch_server.domain.names import check_text
 from keyvouch_server.domain.policy import Policy, decide_approval_enabled, decide_assurance, decide_device_limit
-from keyvouch_server.ports import Above, Duplicate, Snapshot, Transaction
+from keyvouch_server.ports import Above, AtMost, Duplicate, Snapshot, Transaction
 from keyvouch_server.use_cases.world import Caller, World, settled, sha256
 
 LIFETIME_SECONDS: Final = 600
 """How long a registration may take (T13)."""
+
+RETENTION_SECONDS: Final = 86400
+"""How long a registration that ran out of time is kept, so that a late answer learns why it is refused."""
 
 ALGORITHMS: Final = (Algorithm.ES256, Algorithm.ES384, Algorithm.EDDSA, Algorithm.RS256)
 """COSE algorithms a credential may have, best first."""
@@ -41,7 +44,7 @@ class BegunRegistration:
     """What the agent needs to make a credential. `token` is the credential of the second call."""
 
     registration: Registration
-    token: str
+    token: str = field(repr=False)
     user: User
     policy: Policy
 
@@ -89,6 +92,7 @@ class Registrations:
         token = self._world.secret("kve")
 
         async def work(tx: Transaction) -> BegunRegistration | KeyvouchError:
+            await self._world.must_stand(tx, caller)
             policy = await self._world.policy_of(tx, caller.user.tenant_id)
             refusal = await self._may_register(tx, caller.user, policy)
             if refusal is not None:
@@ -181,7 +185,17 @@ class Registrations:
             raise
         chain = self._world.keys.device_certificate(row.device_id, row.tenant_id, row.channel_key)
         work = _Completion(self._world, row, answer, evidence, chain)
-        return settled(await self._world.store.write(work.run))
+        try:
+            done = await self._world.store.write(work.run)
+        except (ConflictError, UnauthenticatedError) as undone:  # and its audit record with it
+            await self._audit_refusal(row, undone)
+            raise
+        return settled(done)
+
+    async def forget_abandoned(self) -> None:
+        """Drop registrations that nobody finished in time, a day after they ran out. Their audit records stay."""
+        old = {"state": RegistrationState.PENDING, "expires_at": AtMost(self._world.clock.now() - RETENTION_SECONDS)}
+        await self._world.store.write(lambda tx: tx.delete(Registration, old))
 
     def _verify(self, row: Registration, answer: RegistrationAnswer) -> VerifiedRegistration:
         facts = self._world.facts

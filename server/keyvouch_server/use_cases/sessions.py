@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from keyvouch import base64url
 from keyvouch.errors import EvidenceError, MalformedError, NotFoundError, Reason, UnauthenticatedError
@@ -19,7 +19,7 @@ from keyvouch.tokens import AccessTokenClaims
 from keyvouch_server.domain.model import AccessPass, Session, SessionKind, SignIn, User
 from keyvouch_server.domain.policy import Policy, access_pass_end
 from keyvouch_server.ports import Above, Plus, Transaction
-from keyvouch_server.use_cases.world import Caller, World, settled, sha256
+from keyvouch_server.use_cases.world import Caller, World, session_revoked, settled, sha256
 
 ACR_NUMBER_MATCHED = "number-matched"
 ACR_ACCESS_PASS = "access-pass"
@@ -36,9 +36,9 @@ class IssuedSession:
 
     session: Session
     user: User
-    access_token: str
+    access_token: str = field(repr=False)
     access_expires_at: int
-    refresh_token: str
+    refresh_token: str = field(repr=False)
 
 
 class Sessions:
@@ -133,7 +133,7 @@ class Sessions:
 
     def _refresh_token(self, session_id: SessionId, generation: int) -> str:
         secret = self._world.keys.mac("refresh-token", f"{session_id}/{generation}".encode())
-        return f"kvr_{session_id}_{base64url.encode(secret)}"
+        return f"kvr_{session_id}_{generation}.{base64url.encode(secret)}"
 
     # -- using -------------------------------------------------------------------------------------
 
@@ -150,7 +150,7 @@ class Sessions:
             verify_proof(load_proof_key(session.proof_key), Purpose.REFRESH, statement, signature=proof)
         except (EvidenceError, MalformedError) as error:
             raise UnauthenticatedError(error.reason, error.message, fix=error.fix) from error
-        return settled(await self._world.store.write(lambda tx: self._rotate(tx, session, digest)))
+        return settled(await self._world.store.write(lambda tx: self._rotate(tx, session, refresh_token, digest)))
 
     async def _by_refresh_token(self, refresh_token: str) -> Session:
         parts = refresh_token.split("_", 3)
@@ -160,7 +160,9 @@ class Sessions:
             raise _not_a_token()
         return session
 
-    async def _rotate(self, tx: Transaction, seen: Session, digest: bytes) -> IssuedSession | UnauthenticatedError:
+    async def _rotate(
+        self, tx: Transaction, seen: Session, refresh_token: str, digest: bytes
+    ) -> IssuedSession | UnauthenticatedError:
         now = self._world.clock.now()
         session = await tx.get(Session, id=seen.id)
         user = await tx.get(User, id=seen.user_id)
@@ -173,7 +175,7 @@ class Sessions:
         if session.previous_hash and hmac.compare_digest(digest, session.previous_hash):
             return self.issue(session, user, policy)
         if not hmac.compare_digest(digest, session.refresh_hash):
-            return await self._refuse_old_token(tx, session, digest)
+            return await self._refuse_old_token(tx, session, refresh_token)
         rotated = await tx.update(
             Session,
             {"id": session.id, "generation": session.generation, "revoked_at": 0},
@@ -193,12 +195,17 @@ class Sessions:
         )
         return self.issue(rotated[0], user, policy)
 
-    async def _refuse_old_token(self, tx: Transaction, session: Session, digest: bytes) -> UnauthenticatedError:
-        """A genuine but older token means two holders: the session ends. A made-up one changes nothing."""
-        older = range(1, max(1, session.generation - 1))
-        if any(hmac.compare_digest(digest, sha256(self._refresh_token(session.id, g))) for g in older):
+    async def _refuse_old_token(self, tx: Transaction, session: Session, refresh_token: str) -> UnauthenticatedError:
+        """A genuine but older token means two holders: the session ends. A made-up one changes nothing.
+
+        The token names its generation, so that one comparison is enough however often a session was refreshed.
+        """
+        claimed = refresh_token.split("_", 3)[3].partition(".")[0]
+        generation = int(claimed) if claimed.isascii() and claimed.isdigit() and len(claimed) < 10 else 0
+        genuine = self._refresh_token(session.id, generation)
+        if 0 < generation < session.generation and hmac.compare_digest(refresh_token.encode(), genuine.encode()):
             await self.revoke_in(tx, [session], reason="refresh_token_reused", actor="server")
-            return _revoked()
+            return session_revoked()
         return _not_a_token()
 
     async def caller(self, session_id: str) -> Caller:
@@ -210,7 +217,7 @@ class Sessions:
 
         session, user = await self._world.store.read(work)  # type: ignore[arg-type]
         if session is None or user is None:
-            raise _revoked()
+            raise session_revoked()
         ended = _ended(session, self._world.clock.now())
         if ended is not None:
             raise ended
@@ -265,9 +272,12 @@ class Sessions:
         return ended
 
     async def live_sessions(self, tx: Transaction, **where: object) -> list[Session]:
-        """Sessions that are neither revoked nor expired."""
-        now = self._world.clock.now()
-        return await tx.find(Session, {**where, "revoked_at": 0, "expires_at": Above(now)})
+        """Sessions that are neither revoked nor expired: every one of them, however many there are."""
+        live = {**where, "revoked_at": 0, "expires_at": Above(self._world.clock.now())}
+        found: list[Session] = []
+        while page := await tx.find(Session, {**live, "id": Above(found[-1].id if found else "")}, order="id"):
+            found += page
+        return found
 
 
 def check_own_audience(session: Session) -> None:
@@ -283,14 +293,10 @@ def check_own_audience(session: Session) -> None:
 
 def _ended(session: Session, now: int) -> UnauthenticatedError | None:
     if session.revoked_at:
-        return _revoked()
+        return session_revoked()
     if session.expires_at <= now:
         return UnauthenticatedError(Reason.SESSION_EXPIRED, "The session has come to its end.", fix="Sign in again.")
     return None
-
-
-def _revoked() -> UnauthenticatedError:
-    return UnauthenticatedError(Reason.SESSION_REVOKED, "The session was ended.", fix="Sign in again.")
 
 
 def _not_a_token() -> UnauthenticatedError:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from keyvouch.attestation import CredentialRecord, VerifiedAssertion, verify_assertion
 from keyvouch.cose import CoseKey
 from keyvouch.errors import EvidenceError, KeyvouchError, Reason, ThrottledError
-from keyvouch.ids import PROMPT, SIGN_IN, DeviceId, PromptId, SignInId, TenantId, UserId
+from keyvouch.ids import ID_ENTROPY, PROMPT, SIGN_IN, USER, DeviceId, PromptId, SignInId, TenantId, UserId, new_id
 from keyvouch.proofs import load_proof_key, thumbprint, verify_proof
 from keyvouch.statement import Decision, DecisionStatement, Purpose, SignInOffer, challenge, redeem_statement
 from keyvouch_server.domain.model import (
     NO_SESSION,
+    AuditRecord,
     Credential,
     Device,
     Prompt,
@@ -34,6 +36,8 @@ from keyvouch_server.use_cases.world import ANONYMOUS, SERVER, World, settled, s
 
 RETENTION_SECONDS: Final = 7 * 86400
 """How long a sign-in that came to nothing is kept before the sweep removes it. Its audit records stay."""
+FORGET_EVERY_SECONDS: Final = 3600
+"""How often the sweep looks for them: it has to read the whole table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ class BegunSignIn:
     """What the client holds after `begin`."""
 
     sign_in: SignIn
-    token: str
+    token: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,7 @@ class SignIns:
         self._world = world
         self._sessions = sessions
         self._keys: dict[bytes, CoseKey] = {}
+        self._forget_at = 0
 
     # -- begin ------------------------------------------------------------------------------------
 
@@ -151,18 +156,47 @@ class SignIns:
     async def _begin_for_nobody(
         self, tx: Transaction, request: SignInRequest, proof_thumbprint: bytes, token: str
     ) -> tuple[SignIn, list[Prompt], list[tuple[SignIn, list[Prompt]]]] | KeyvouchError:
-        """The tenant's policy holds for unknown names too: neither the number nor a refusal tells who exists."""
+        """P12: unknown names meet the tenant's policy, the throttle and a newer request like known ones; neither the
+        number nor a refusal nor what becomes of an older request tells who exists.
+        """
         tenant = await tx.get(Tenant, name_key=name_key(request.tenant))
         policy = await self._world.policy_of(tx, tenant.id) if tenant else Policy()
+        nobody, tenant_id = self._nobody(request), tenant.id if tenant else TenantId("")
+        attempt = await self._attempt_of_nobody(tx, nobody)
+        refusal = self._may_begin_for_nobody(attempt, policy)
+        if refusal is not None:
+            await self._audit_refused_begin(tx, request, tenant_id, nobody, refusal, attempt=str(attempt))
+            return refusal
+        superseded = await self._supersede(tx, nobody)
+        row = self._row(request, None, policy, proof_thumbprint, token)
+        sign_in = replace(row, tenant_id=tenant_id, user_id=nobody)
+        await tx.insert(sign_in)
+        await self._audit_begin(tx, sign_in, "nobody", attempt=str(attempt))
+        return sign_in, [], superseded
+
+    def _nobody(self, request: SignInRequest) -> UserId:
+        """A user id that no user has, always the same for one name however it is spelt."""
+        named = f"{name_key(request.tenant)}\n{name_key(request.username)}".encode()
+        return UserId(new_id(USER, self._world.keys.mac("nobody", named)[:ID_ENTROPY]))
+
+    async def _attempt_of_nobody(self, tx: Transaction, nobody: UserId) -> int:
+        """Which attempt of the running minute this is. There is no row to count in, so the audit log counts."""
+        now = self._world.clock.now()
+        attempts = {"user_id": nobody, "action": "sign_in.begin"}
+        newest = await tx.find(AuditRecord, attempts, order="sequence", descending=True, limit=1)
+        if not newest or newest[0].at < now - now % 60:
+            return 1
+        return 1 + int(json.loads(newest[0].details)["attempt"])
+
+    def _may_begin_for_nobody(self, attempt: int, policy: Policy) -> KeyvouchError | None:
+        """The same as `_may_begin`."""
+        if attempt > policy.approval.begins_per_minute:
+            return _too_many_begins(60 - self._world.clock.now() % 60)
         try:
             decide_approval_enabled(policy)
         except KeyvouchError as refusal:
-            await self._audit_refused_begin(tx, request, tenant.id if tenant else TenantId(""), UserId(""), refusal)
             return refusal
-        nobody = self._row(request, None, policy, proof_thumbprint, token)
-        await tx.insert(nobody)
-        await self._audit_begin(tx, nobody, "nobody")
-        return nobody, [], []
+        return None
 
     async def _may_begin(
         self, tx: Transaction, user: User, policy: Policy, credentials: Sequence[Credential]
@@ -175,7 +209,7 @@ class SignIns:
         if user.locked_until > now:
             return _throttled("too many wrong numbers were typed", user.locked_until - now)
         if begins > policy.approval.begins_per_minute:
-            return _throttled("too many sign-ins were begun in this minute", window + 60 - now)
+            return _too_many_begins(window + 60 - now)
         try:
             decide_approval_enabled(policy)
             if credentials:
@@ -249,7 +283,7 @@ class SignIns:
             await self._audit_end(tx, Event.SUPERSEDE, s, actor=ANONYMOUS)
         return [(s, await tx.find(Prompt, {"sign_in_id": s.id})) for s in old]
 
-    async def _audit_begin(self, tx: Transaction, sign_in: SignIn, outcome: str) -> None:
+    async def _audit_begin(self, tx: Transaction, sign_in: SignIn, outcome: str, **details: str) -> None:
         await self._world.audit(
             tx,
             "sign_in.begin",
@@ -260,10 +294,17 @@ class SignIns:
             outcome=outcome,
             address=sign_in.address,
             app=sign_in.app_id,
+            **details,
         )
 
     async def _audit_refused_begin(
-        self, tx: Transaction, request: SignInRequest, tenant: TenantId, user: UserId, refusal: KeyvouchError
+        self,
+        tx: Transaction,
+        request: SignInRequest,
+        tenant: TenantId,
+        user: UserId,
+        refusal: KeyvouchError,
+        **details: str,
     ) -> None:
         await self._world.audit(
             tx,
@@ -274,6 +315,7 @@ class SignIns:
             outcome=refusal.reason.value,
             address=request.address,
             app=request.app_id,
+            **details,
         )
 
     async def _audit_end(self, tx: Transaction, event: Event, ended: SignIn, *, actor: str) -> None:
@@ -308,9 +350,11 @@ class SignIns:
         """End what has run out of time and forget what ended long ago; returns how many expired."""
         now = self._world.clock.now()
         ended = await self._end(Event.EXPIRE, {"expires_at": AtMost(now)}, actor=SERVER)
-        # What became a session stays with it: the row is the proof of where the session came from.
-        old = {"expires_at": AtMost(now - RETENTION_SECONDS), "session_id": NO_SESSION}
-        await self._world.store.write(lambda tx: tx.delete(SignIn, old))
+        if now >= self._forget_at:
+            self._forget_at = now + FORGET_EVERY_SECONDS
+            # What became a session stays with it: the row is the proof of where the session came from.
+            old = {"expires_at": AtMost(now - RETENTION_SECONDS), "session_id": NO_SESSION}
+            await self._world.store.write(lambda tx: tx.delete(SignIn, old))
         return len(ended)
 
     async def _end(self, event: Event, where: dict[str, object], *, actor: str) -> list[SignIn]:
@@ -419,7 +463,9 @@ class SignIns:
         """Step 6."""
         try:
             outcome = await self._world.store.write(lambda tx: self._move(tx, offered, event, verified, digest))
-        except EvidenceError as refusal:
+        except EvidenceError as undone:  # and its audit record with it
+            refusal = undone
+            await self._world.store.write(lambda tx: self._audit_refusal(tx, offered, refusal))
             return Answered(offered.sign_in.state, refusal)
         if outcome is None:
             return await self._lost_the_race(offered, digest)
@@ -601,6 +647,10 @@ def _throttled(why: str, seconds: int) -> ThrottledError:
         retry_after=float(max(1, seconds)),
         fix=f"Try again in {max(1, seconds)} seconds, or use another method.",
     )
+
+
+def _too_many_begins(seconds: int) -> ThrottledError:
+    return _throttled("too many sign-ins were begun in this minute", seconds)
 
 
 def _too_late(sign_in: SignIn, digest: bytes) -> KeyvouchError:

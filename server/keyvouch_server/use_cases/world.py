@@ -81,6 +81,15 @@ class World:
             return None
         return await tx.get(User, tenant_id=found.id, username_key=name_key(username))
 
+    async def must_stand(self, tx: Snapshot, caller: Caller) -> None:
+        """Look again, inside the transaction of the act: the caller's session may have ended since it was admitted.
+
+        Raises `UnauthenticatedError(SESSION_REVOKED)`.
+        """
+        session = await tx.get(Session, id=caller.session.id)
+        if session is None or session.revoked_at:
+            raise session_revoked()
+
     async def audit(
         self,
         tx: Transaction,
@@ -110,6 +119,11 @@ def settled(result: T | KeyvouchError) -> T:
     if isinstance(result, KeyvouchError):
         raise result
     return result
+
+
+def session_revoked() -> UnauthenticatedError:
+    """For whoever comes with a session that was ended, or with one of a user who was deleted."""
+    return UnauthenticatedError(Reason.SESSION_REVOKED, "The session was ended.", fix="Sign in again.")
 
 
 def unknown_sign_in() -> UnauthenticatedError:

@@ -99,7 +99,7 @@ CREATE TABLE credential (
 CREATE INDEX credential_by_user ON credential (user_id);
 CREATE INDEX credential_by_device ON credential (device_id);
 
--- user_id is empty for a request that names nobody, so it has no reference; so has tenant_id.
+-- A request that names nobody has the user_id of no user, and no tenant_id if it names no tenant: no references.
 CREATE TABLE sign_in (
     id TEXT NOT NULL PRIMARY KEY,
     tenant_id TEXT NOT NULL,
