@@ -32,7 +32,9 @@ from keyvouch_server.relay import Relay
 from keyvouch_server.stores.sqlite import SqliteStore
 from keyvouch_server.use_cases.access_passes import AccessPasses, CreatedPass
 from keyvouch_server.use_cases.administration import Administration, FoundedTenant
+from keyvouch_server.use_cases.decisions import Decisions
 from keyvouch_server.use_cases.devices import Devices
+from keyvouch_server.use_cases.redemption import Redemptions
 from keyvouch_server.use_cases.registration import Registrations
 from keyvouch_server.use_cases.sessions import Sessions
 from keyvouch_server.use_cases.sign_in import SignIns
@@ -78,6 +80,8 @@ class App:
     authority: DeviceAuthority
     sessions: Sessions
     sign_ins: SignIns
+    decisions: Decisions
+    redemptions: Redemptions
     registrations: Registrations
     passes: AccessPasses
     devices: Devices
@@ -195,6 +199,7 @@ def assemble(
     sessions = Sessions(world)
     passes = AccessPasses(world, sessions)
     devices = Devices(world, sessions)
+    sign_ins = SignIns(world)
     return App(
         config=config,
         store=store,
@@ -203,7 +208,9 @@ def assemble(
         keyring=keyring,
         authority=authority,
         sessions=sessions,
-        sign_ins=SignIns(world, sessions),
+        sign_ins=sign_ins,
+        decisions=Decisions(world),
+        redemptions=Redemptions(world, sessions, sign_ins),
         registrations=Registrations(world),
         passes=passes,
         devices=devices,
@@ -262,12 +269,12 @@ def _servicers(app: App) -> Servicers:
     from keyvouch_server.rpc.sign_in import SignInServicer  # noqa: PLC0415
 
     return Servicers(
-        sign_in=SignInServicer(app.world, app.sign_ins, app.passes, app.relay),
+        sign_in=SignInServicer(app.world, app.sign_ins, app.redemptions, app.passes, app.relay),
         sessions=SessionServicer(app.sessions, app.keyring, app.world.facts),
         enrolment=EnrolmentServicer(app.registrations, app.world.facts),
         security_info=SecurityInfoServicer(app.devices, app.relay),
         administration=AdministrationServicer(app.administration, app.passes, app.devices, app.relay),
-        prompts=PromptServicer(app.world, app.sign_ins, app.devices, app.relay),
+        prompts=PromptServicer(app.world, app.decisions, app.devices, app.relay),
     )
 
 

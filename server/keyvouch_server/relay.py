@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from keyvouch.ids import DeviceId, PromptId, SignInId
 from keyvouch_server.domain.model import Prompt, SignIn, SignInState
-from keyvouch_server.use_cases.sign_in import Answered
+from keyvouch_server.use_cases.decisions import Answered
 
 MAILBOX = 512
 """Events a device stream may be behind before it is told to reconnect."""

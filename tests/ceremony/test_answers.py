@@ -25,7 +25,7 @@ from keyvouch.v1 import common_pb2, enrolment_pb2, prompts_pb2, sign_in_pb2
 from keyvouch_client.errors import answer
 from keyvouch_client.sign_in import new_proof_key
 from keyvouch_server.domain.model import Credential, Device, User
-from keyvouch_server.use_cases.sign_in import Answer, Assertion
+from keyvouch_server.use_cases.decisions import Answer, Assertion
 from support.live_server import LIMIT, LiveServer, OpenSignIn, Person, refused
 from support.registering import begin as begin_registration
 from support.registering import complete
@@ -264,7 +264,7 @@ async def test_of_fifty_copies_at_once_one_decides_W1(live: LiveServer):
     evidence = Assertion(a.credential_id, a.client_data_json, a.authenticator_data, a.signature, a.user_handle)
     copies = [Answer(given.prompt_id, given.statement, evidence) for _ in range(50)]
     assert device is not None
-    results = await asyncio.gather(*(live.app.sign_ins.answer(device, copy) for copy in copies))
+    results = await asyncio.gather(*(live.app.decisions.answer(device, copy) for copy in copies))
     assert sum(r.refusal is None for r in results) == 1
     assert {r.refusal.reason for r in results if r.refusal} <= {Reason.CHALLENGE_CONSUMED, Reason.SIGN_COUNT}
     await opened.redeem()

@@ -21,9 +21,9 @@ from keyvouch_bench.device import SoftKey, completion
 from keyvouch_client.errors import answer
 from keyvouch_server.domain.model import Device, Registration, Role, Session, User
 from keyvouch_server.ports import Transaction
-from keyvouch_server.rpc.sign_in import BACKLOG, _SignInStream
+from keyvouch_server.rpc.sign_in_stream import BACKLOG, SignInStream
+from keyvouch_server.use_cases.decisions import Answer, Assertion
 from keyvouch_server.use_cases.registration import RETENTION_SECONDS
-from keyvouch_server.use_cases.sign_in import Answer, Assertion
 from keyvouch_server.use_cases.world import Caller
 from support.live_server import LIMIT, TENANT, LiveServer, Metadata, OpenSignIn, bearer, refused
 
@@ -110,7 +110,7 @@ async def test_a_client_that_never_reads_is_not_read_from_either_G4(live: LiveSe
             yield sign_in_pb2.SignInSessionRequest(begin=sign_in_pb2.SignInSessionBegin(tag=tag, context=context))
             await asyncio.sleep(0)
 
-    stream = _SignInStream(live.app.sign_ins, live.app.relay, spki_of(key), key, "ipv4:127.0.0.1:1")
+    stream = SignInStream(live.app.sign_ins, live.app.redemptions, live.app.relay, spki_of(key), "ipv4:127.0.0.1:1")
     reader = asyncio.create_task(stream.read(requests()))
     await asyncio.sleep(0.5)
     assert BACKLOG <= sent <= BACKLOG + 1
@@ -160,12 +160,12 @@ async def prepared_answer(live: LiveServer, username: str) -> tuple[OpenSignIn, 
 
 async def test_an_approval_that_races_a_removal_counts_for_nothing_and_is_audited_W5(live: LiveServer) -> None:
     opened, device, approval = await prepared_answer(live, "ada")
-    _, answered = await asyncio.gather(live.app.devices.unregister(device), live.app.sign_ins.answer(device, approval))
+    _, answered = await asyncio.gather(live.app.devices.unregister(device), live.app.decisions.answer(device, approval))
     assert answered.refusal is not None
     assert await opened.state() == common_pb2.SIGN_IN_STATE_PENDING
     assert [r.outcome for r in await live.audit("sign_in.answer")] == [answered.refusal.reason.value]
     control, device, approval = await prepared_answer(live, "bob")
-    assert (await live.app.sign_ins.answer(device, approval)).refusal is None
+    assert (await live.app.decisions.answer(device, approval)).refusal is None
     assert (await control.redeem()).session.username == "bob"
 
 

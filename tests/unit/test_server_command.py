@@ -187,7 +187,7 @@ def test_backup_is_a_sound_private_store_of_its_own(data: Path, tmp_path: Path):
 def test_backup_of_nothing_or_to_nowhere_says_so(data: Path, tmp_path: Path):
     assert error_of(run("backup", "--json", "--data", data, "--to", tmp_path / "no" / "x"))["fix"]
     nothing = error_of(run("backup", "--json", "--data", tmp_path / "no", "--to", tmp_path / "x"))
-    assert nothing["reason"] == "store_unavailable"
+    assert nothing["reason"] == "configuration"
 
 
 def test_check_finds_a_broken_store(data: Path):

@@ -37,7 +37,7 @@ class TerminalPrompts:
         self._waiting: deque[str] = deque()
         self._current = ""
         self._question: asyncio.Task[None] | None = None
-        self._links: dict[str, str] = {}
+        self._links: dict[str, tuple[str, str]] = {}
 
     async def run(self) -> None:
         """Follow the agent's events and ask."""
@@ -89,11 +89,12 @@ class TerminalPrompts:
     def _show_link(self, event: Mapping[str, object]) -> None:
         """Say what changed. An outage is told once, however often the agent tries to connect again."""
         who, state = f"{event.get('username')} {event.get('server')}", str(event.get("state"))
-        before = self._links.get(who)
-        if state == before or (state == "connecting" and before == "waiting"):
+        detail = str(event.get("detail") or "").partition(" Next try")[0]
+        before = self._links.get(who, ("", ""))
+        if (state, detail) == before or (state == "connecting" and before[0] == "waiting"):
             return
-        self._links[who] = state
-        self._lines.show(_link_line(event))
+        self._links[who] = (state, detail)
+        self._lines.show(_link_line({**event, "detail": detail}))
 
     async def _withdraw(self, prompt_id: str, state: str) -> None:
         with suppress(ValueError):

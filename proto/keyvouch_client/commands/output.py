@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -65,9 +66,16 @@ class Output:
                 told["metadata"] = error.metadata  # type: ignore[assignment]  # one level deeper than the rest
             self._stderr.write(json.dumps({"error": told}, ensure_ascii=False) + "\n")
             return
-        self._stderr.write(f"keyvouch: {inert(error.message)}\n")
-        if error.fix:
-            self._stderr.write(f"          {inert(error.fix)}\n")
+        for head, text in (("keyvouch: ", error.message), ("          ", error.fix)):
+            if text:
+                self._stderr.write(self._folded(head, inert(text)) + "\n")
+
+    def _folded(self, head: str, text: str) -> str:
+        """The text under its head, broken between words where a terminal would break inside them."""
+        if not self._stderr.isatty():
+            return head + text
+        columns = max(shutil.get_terminal_size().columns, 40)
+        return textwrap.fill(text, columns, initial_indent=head, subsequent_indent=" " * len(head))
 
     def can_draw_blocks(self) -> bool:
         """Whether standard error can carry block characters."""

@@ -1,4 +1,4 @@
-"""PromptService: the device listener, over `use_cases.sign_in` and `use_cases.devices`."""
+"""PromptService: the device listener, over `use_cases.decisions` and `use_cases.devices`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from keyvouch_server.relay import (
 )
 from keyvouch_server.rpc import convert
 from keyvouch_server.rpc.interceptors import device_of
+from keyvouch_server.use_cases.decisions import Answer, Answered, Assertion, Decisions
 from keyvouch_server.use_cases.devices import Devices, removed
-from keyvouch_server.use_cases.sign_in import Answer, Answered, Assertion, SignIns
 from keyvouch_server.use_cases.world import World
 
 HELLO_SECONDS: Final = 10
@@ -35,9 +35,9 @@ HELLO_SECONDS: Final = 10
 class PromptServicer(rpc.PromptServiceServicer):
     """Serves keyvouch.v1.PromptService."""
 
-    def __init__(self, world: World, sign_ins: SignIns, devices: Devices, relay: Relay) -> None:
+    def __init__(self, world: World, decisions: Decisions, devices: Devices, relay: Relay) -> None:
         self._world = world
-        self._sign_ins = sign_ins
+        self._decisions = decisions
         self._devices = devices
         self._relay = relay
 
@@ -51,7 +51,7 @@ class PromptServicer(rpc.PromptServiceServicer):
             await self._devices.view(device.id)  # it may have been removed while it was saying hello
             welcome = pb.Welcome(server_version=__version__, server_time=self._world.clock.now())
             yield pb.StreamPromptsResponse(welcome=welcome)
-            for prompt, digits in await self._sign_ins.open_prompts(device.id):
+            for prompt, digits in await self._decisions.open_prompts(device.id):
                 yield _message(PromptArrived(prompt, digits))
             reader = asyncio.create_task(self._read(device, request_iterator, mailbox))
             try:
@@ -68,7 +68,7 @@ class PromptServicer(rpc.PromptServiceServicer):
                     raise MalformedError(
                         Reason.FIELD_INVALID, "After its hello, a device sends answers.", fix="Update the agent."
                     )
-                answered = await self._sign_ins.answer(device, _answer(request.answer))
+                answered = await self._decisions.answer(device, _answer(request.answer))
                 mailbox.put(OutcomeReady(request.answer.prompt_id, answered))
         finally:
             mailbox.put(StreamClosed())

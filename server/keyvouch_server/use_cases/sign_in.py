@@ -1,37 +1,33 @@
-"""Sign-in: begin, follow, decide, redeem, withdraw. The drawing is in sign_in.proto and prompts.proto."""
+"""Sign-in, the client's half: begin, follow, withdraw, expire. The drawing is in sign_in.proto.
+
+The device's half is `decisions`, the end of it all `redemption`.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from keyvouch.attestation import CredentialRecord, VerifiedAssertion, verify_assertion
-from keyvouch.cose import CoseKey
-from keyvouch.errors import EvidenceError, KeyvouchError, Reason, ThrottledError
-from keyvouch.ids import ID_ENTROPY, PROMPT, SIGN_IN, USER, DeviceId, PromptId, SignInId, TenantId, UserId, new_id
-from keyvouch.proofs import load_proof_key, thumbprint, verify_proof
-from keyvouch.statement import Decision, DecisionStatement, Purpose, SignInOffer, challenge, redeem_statement
+from keyvouch.errors import KeyvouchError, Reason, ThrottledError
+from keyvouch.ids import ID_ENTROPY, PROMPT, SIGN_IN, USER, PromptId, SignInId, TenantId, UserId, new_id
+from keyvouch.proofs import load_proof_key, thumbprint
+from keyvouch.statement import SignInOffer
 from keyvouch_server.domain.model import (
     NO_SESSION,
     AuditRecord,
     Credential,
-    Device,
     Prompt,
-    Session,
     SignIn,
     SignInState,
     Tenant,
     User,
 )
 from keyvouch_server.domain.names import check_text, name_key
-from keyvouch_server.domain.policy import REST_SECONDS, Policy, decide_approval_enabled, decide_assurance, reaches
-from keyvouch_server.domain.sign_in import OPEN, TRANSITIONS, Event, draw_number, why_not
-from keyvouch_server.ports import Above, AtMost, OneOf, Plus, Snapshot, Transaction
-from keyvouch_server.use_cases.sessions import IssuedSession, Sessions
+from keyvouch_server.domain.policy import Policy, decide_approval_enabled, decide_assurance, reaches
+from keyvouch_server.domain.sign_in import OPEN, TRANSITIONS, Event, draw_number
+from keyvouch_server.ports import AtMost, OneOf, Transaction
 from keyvouch_server.use_cases.world import ANONYMOUS, SERVER, World, settled, sha256, unknown_sign_in
 
 RETENTION_SECONDS: Final = 7 * 86400
@@ -63,51 +59,11 @@ class BegunSignIn:
     token: str = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Assertion:
-    """The parts of a WebAuthn assertion as received."""
-
-    credential_id: bytes
-    client_data: bytes
-    authenticator_data: bytes
-    signature: bytes
-    user_handle: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A device's decision as received: the signed statement, and an assertion or a channel signature."""
-
-    prompt_id: str
-    statement: bytes
-    evidence: Assertion | bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """What became of an answer. `refusal` is None when this answer decided the sign-in."""
-
-    state: SignInState
-    refusal: KeyvouchError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Offered:
-    """A prompt with everything an answer to it is judged by."""
-
-    device: Device
-    prompt: Prompt
-    sign_in: SignIn
-    credential: Credential
-
-
 class SignIns:
-    """The sign-in ceremony."""
+    """Sign-in requests."""
 
-    def __init__(self, world: World, sessions: Sessions) -> None:
+    def __init__(self, world: World) -> None:
         self._world = world
-        self._sessions = sessions
-        self._keys: dict[bytes, CoseKey] = {}
         self._forget_at = 0
 
     # -- begin ------------------------------------------------------------------------------------
@@ -371,265 +327,6 @@ class SignIns:
             self._world.announcer.sign_in(sign_in, prompts)
         return [s for s, _ in outcome]
 
-    # -- decide -----------------------------------------------------------------------------------
-
-    async def open_prompts(self, device: DeviceId) -> list[tuple[Prompt, int]]:
-        """PS21: every prompt that still waits for this device, with the number of digits to type."""
-        now = self._world.clock.now()
-        prompts = await self._world.store.read(
-            lambda tx: tx.find(Prompt, {"device_id": device, "expires_at": Above(now)}, order="created_at")
-        )
-        rows = [await self._sign_in_of(p) for p in prompts]
-        return [(p, len(s.number)) for p, s in zip(prompts, rows, strict=True) if s and s.state is SignInState.PENDING]
-
-    async def _sign_in_of(self, prompt: Prompt) -> SignIn | None:
-        return await self._world.store.read(lambda tx: tx.get(SignIn, id=prompt.sign_in_id))
-
-    async def answer(self, device: Device, answer: Answer) -> Answered:
-        """Take a device's signed decision.
-
-        1. find prompt and sign-in: they must be this device's; 2. the row must be open; 3. the statement must
-        carry the very offer that was sent; 4. verify the signature: assertion for an approval, channel key for
-        a denial or report; 5. compare the number: a miss ends the request; 6. one conditional update with the
-        sign counter, last use and audit record in one transaction.
-
-        Never raises for a bad answer: the outcome says what happened, and a bad answer changes nothing but the
-        audit log (a wrong number under a good signature ends the request).
-        """
-        offered = await self._world.store.read(lambda tx: self._find_prompt(tx, device, answer.prompt_id))
-        if offered is None:
-            return Answered(SignInState.EXPIRED, unknown_sign_in())
-        if offered.sign_in.state is not SignInState.PENDING:
-            return Answered(
-                offered.sign_in.state, _too_late(offered.sign_in, hashlib.sha256(answer.statement).digest())
-            )
-        try:
-            event, verified = self._judge(offered, answer)
-        except KeyvouchError as error:
-            refusal = error
-            await self._world.store.write(lambda tx: self._audit_refusal(tx, offered, refusal))
-            return Answered(offered.sign_in.state, refusal)
-        return await self._decide(offered, event, verified, hashlib.sha256(answer.statement).digest())
-
-    async def _find_prompt(self, tx: Snapshot, device: Device, prompt_id: str) -> _Offered | None:
-        prompt = await tx.get(Prompt, id=prompt_id)
-        if prompt is None or prompt.device_id != device.id:
-            return None
-        sign_in = await tx.get(SignIn, id=prompt.sign_in_id)
-        credential = await tx.get(Credential, id=prompt.credential_id)
-        if sign_in is None or credential is None or sign_in.user_id != device.user_id:
-            return None
-        return _Offered(device, prompt, sign_in, credential)
-
-    def _judge(self, offered: _Offered, answer: Answer) -> tuple[Event, VerifiedAssertion | None]:
-        """Steps 3 to 5: what an answer proves. Raises; returns the event it stands for."""
-        statement = DecisionStatement.parse(answer.statement)
-        if statement.offer != offered.prompt.offer:
-            raise EvidenceError(
-                Reason.STATEMENT_MISMATCH,
-                "The signed statement is not about the request that was sent.",
-                fix="Nothing was decided. Answer the request that is shown now.",
-            )
-        if statement.decision is Decision.APPROVE:
-            verified = self._verify_assertion(offered.credential, answer)
-            matched = hmac.compare_digest(statement.number.encode(), offered.sign_in.number.encode())
-            return (Event.APPROVE if matched else Event.MISMATCH), verified
-        if not isinstance(answer.evidence, bytes):
-            raise _wrong_evidence()
-        key = load_proof_key(offered.device.channel_key)
-        verify_proof(key, Purpose.SIGN_IN, answer.statement, signature=answer.evidence)
-        return (Event.DENY if statement.decision is Decision.DENY else Event.REPORT), None
-
-    def _verify_assertion(self, credential: Credential, answer: Answer) -> VerifiedAssertion:
-        evidence, facts = answer.evidence, self._world.facts
-        if isinstance(evidence, bytes):
-            raise _wrong_evidence()
-        return verify_assertion(
-            credential=self._record(credential),
-            credential_id=evidence.credential_id,
-            client_data=evidence.client_data,
-            authenticator_data=evidence.authenticator_data,
-            signature=evidence.signature,
-            user_handle=evidence.user_handle or None,
-            challenge=challenge(Purpose.SIGN_IN, answer.statement),
-            rp_id=facts.rp_id,
-            origins=(facts.agent_origin,),
-            require_user_verification=True,
-        )
-
-    async def _decide(
-        self, offered: _Offered, event: Event, verified: VerifiedAssertion | None, digest: bytes
-    ) -> Answered:
-        """Step 6."""
-        try:
-            outcome = await self._world.store.write(lambda tx: self._move(tx, offered, event, verified, digest))
-        except EvidenceError as undone:  # and its audit record with it
-            refusal = undone
-            await self._world.store.write(lambda tx: self._audit_refusal(tx, offered, refusal))
-            return Answered(offered.sign_in.state, refusal)
-        if outcome is None:
-            return await self._lost_the_race(offered, digest)
-        decided, prompts = outcome
-        self._world.announcer.sign_in(decided, [p for p in prompts if p.id != offered.prompt.id])
-        return Answered(decided.state, why_not(decided.state) if event is Event.MISMATCH else None)
-
-    async def _move(
-        self, tx: Transaction, offered: _Offered, event: Event, verified: VerifiedAssertion | None, digest: bytes
-    ) -> tuple[SignIn, list[Prompt]] | None:
-        states, target = TRANSITIONS[event]
-        now, sign_in = self._world.clock.now(), offered.sign_in
-        decided = await tx.update(
-            SignIn,
-            {"id": sign_in.id, "state": OneOf(tuple(states)), "expires_at": Above(now)},
-            {
-                "state": target,
-                "device_id": offered.device.id,
-                "assurance": offered.credential.assurance,
-                "decided_at": now,
-                "decision_hash": digest,
-            },
-        )
-        if not decided:
-            return None
-        if verified is not None:
-            await self._count_use(tx, offered.credential, verified)
-        await tx.update(Device, {"id": offered.device.id}, {"last_used_at": now})
-        await self._count_number(tx, sign_in, event)
-        await self._world.audit(
-            tx,
-            f"sign_in.{event.value}",
-            actor=offered.device.id,
-            tenant_id=sign_in.tenant_id,
-            subject=sign_in.id,
-            user_id=sign_in.user_id,
-            outcome=Reason.NUMBER_MISMATCH.value if event is Event.MISMATCH else "ok",
-        )
-        return decided[0], await tx.find(Prompt, {"sign_in_id": sign_in.id})
-
-    async def _lost_the_race(self, offered: _Offered, digest: bytes) -> Answered:
-        """Somebody else moved the row first, or its time ran out while the evidence was verified."""
-        row = await self._sign_in_of(offered.prompt)
-        if row is None or (row.state in OPEN and row.expires_at <= self._world.clock.now()):
-            return Answered(SignInState.EXPIRED, why_not(SignInState.EXPIRED))
-        return Answered(row.state, _too_late(row, digest))
-
-    async def _count_use(self, tx: Transaction, credential: Credential, verified: VerifiedAssertion) -> None:
-        """The sign counter moves by compare-and-set: of two assertions that saw one counter, one counts (W5)."""
-        where = {"id": credential.id, "sign_count": credential.sign_count}
-        if not await tx.update(Credential, where, {"sign_count": verified.sign_count}):
-            raise _counter_moved()
-
-    async def _count_number(self, tx: Transaction, sign_in: SignIn, event: Event) -> None:
-        """A wrong number counts on the account, across requests; a right one clears the count."""
-        if event is Event.APPROVE:
-            await tx.update(User, {"id": sign_in.user_id, "number_misses": Above(0)}, {"number_misses": 0})
-        if event is not Event.MISMATCH:
-            return
-        users = await tx.update(User, {"id": sign_in.user_id}, {"number_misses": Plus(1)})
-        policy = await self._world.policy_of(tx, sign_in.tenant_id)
-        if users and users[0].number_misses >= policy.approval.number_misses:
-            rest = self._world.clock.now() + REST_SECONDS
-            await tx.update(User, {"id": sign_in.user_id}, {"number_misses": 0, "locked_until": rest})
-
-    async def _audit_refusal(self, tx: Transaction, offered: _Offered, refusal: KeyvouchError) -> None:
-        await self._world.audit(
-            tx,
-            "sign_in.answer",
-            actor=offered.device.id,
-            tenant_id=offered.sign_in.tenant_id,
-            subject=offered.sign_in.id,
-            user_id=offered.sign_in.user_id,
-            outcome=refusal.reason.value,
-        )
-
-    def _record(self, credential: Credential) -> CredentialRecord:
-        return CredentialRecord(
-            credential_id=credential.id,
-            public_key=self._key(credential.public_key),
-            sign_count=credential.sign_count,
-            user_handle=credential.user_handle,
-            backup_eligible=credential.backup_eligible,
-        )
-
-    def _key(self, public_key: bytes) -> CoseKey:
-        key = self._keys.get(public_key)
-        if key is None:
-            if len(self._keys) >= 10_000:
-                self._keys.clear()
-            key = self._keys[public_key] = CoseKey(public_key)
-        return key
-
-    # -- redeem -----------------------------------------------------------------------------------
-
-    async def redeem(self, sign_in_id: str, token: str, proof: bytes) -> IssuedSession:
-        """Turn an approval into a session for whoever holds the proof key."""
-        found = await self.follow(sign_in_id, token)
-        statement = redeem_statement(self._world.facts.server_id, found.id, token)
-        verify_proof(load_proof_key(found.proof_key), Purpose.REDEEM, statement, signature=proof)
-        return await self.consume(found.id)
-
-    async def consume(self, sign_in_id: SignInId) -> IssuedSession:
-        """The same, for a caller whose proof key has been verified already.
-
-        1. policy again, on what was proved (KI1, P19); 2. `approved -> consumed`, session and audit in one
-        transaction; 3. tokens. Repeated before the sign-in's expiry it gives the same session again: the
-        tokens are derived, the row decides, and there is never a second session.
-        """
-        result = settled(await self._world.store.write(lambda tx: self._consume(tx, sign_in_id)))
-        row, session, user, policy = result
-        self._world.announcer.sign_in(row, ())
-        return self._sessions.issue(session, user, policy)
-
-    async def _consume(
-        self, tx: Transaction, sign_in_id: SignInId
-    ) -> tuple[SignIn, Session, User, Policy] | KeyvouchError:
-        world, now = self._world, self._world.clock.now()
-        row = await tx.get(SignIn, id=sign_in_id)
-        user = await tx.get(User, id=row.user_id) if row else None
-        if row is None or user is None:
-            return why_not(row.state) if row else unknown_sign_in()
-        policy = await world.policy_of(tx, row.tenant_id)
-        if row.state is SignInState.CONSUMED and now < row.expires_at:
-            return await self._repeat(tx, row, user, policy)
-        try:
-            if row.state is SignInState.APPROVED:
-                decide_approval_enabled(policy)
-                decide_assurance(row.assurance, policy.approval.required_assurance)
-        except KeyvouchError as refusal:
-            await self._audit_consumption(tx, row, refusal.reason.value)
-            return refusal
-        session = self._sessions.from_approval(row, policy)
-        states, target = TRANSITIONS[Event.REDEEM]
-        consumed = await tx.update(
-            SignIn,
-            {"id": row.id, "state": OneOf(tuple(states)), "expires_at": Above(now)},
-            {"state": target, "session_id": session.id},
-        )
-        if not consumed:
-            return why_not(SignInState.EXPIRED if row.state is SignInState.APPROVED else row.state)
-        await tx.insert(session)
-        await self._audit_consumption(tx, row, "ok")
-        return consumed[0], session, user, policy
-
-    async def _repeat(
-        self, tx: Transaction, row: SignIn, user: User, policy: Policy
-    ) -> tuple[SignIn, Session, User, Policy] | KeyvouchError:
-        session = await tx.get(Session, id=row.session_id)
-        if session is None or session.revoked_at or session.generation != 1:
-            return why_not(row.state)
-        return row, session, user, policy
-
-    async def _audit_consumption(self, tx: Transaction, row: SignIn, outcome: str) -> None:
-        await self._world.audit(
-            tx,
-            "sign_in.redeem",
-            actor=row.user_id,
-            tenant_id=row.tenant_id,
-            subject=row.id,
-            user_id=row.user_id,
-            outcome=outcome,
-        )
-
 
 def _check_request(request: SignInRequest) -> None:
     check_text(request.tenant, "context.tenant", longest=128)
@@ -651,24 +348,3 @@ def _throttled(why: str, seconds: int) -> ThrottledError:
 
 def _too_many_begins(seconds: int) -> ThrottledError:
     return _throttled("too many sign-ins were begun in this minute", seconds)
-
-
-def _too_late(sign_in: SignIn, digest: bytes) -> KeyvouchError:
-    """W1: a copy of the answer that decided is `challenge_consumed`; any other late answer learns the state."""
-    return why_not(SignInState.CONSUMED if sign_in.decision_hash == digest else sign_in.state)
-
-
-def _counter_moved() -> EvidenceError:
-    return EvidenceError(
-        Reason.SIGN_COUNT,
-        "The key was used for something else at the same moment, so this signature counts for nothing.",
-        fix="Answer again.",
-    )
-
-
-def _wrong_evidence() -> EvidenceError:
-    return EvidenceError(
-        Reason.MISSING_FIELD,
-        "An approval needs an assertion, a denial or a report a signature of the channel key.",
-        fix="Update the agent.",
-    )

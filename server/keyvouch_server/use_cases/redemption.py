@@ -1,0 +1,93 @@
+"""Redemption: an approved sign-in becomes a session, once. The drawing is in sign_in.proto."""
+
+from __future__ import annotations
+
+from keyvouch.errors import KeyvouchError
+from keyvouch.ids import SignInId
+from keyvouch.proofs import load_proof_key, verify_proof
+from keyvouch.statement import Purpose, redeem_statement
+from keyvouch_server.domain.model import Session, SignIn, SignInState, User
+from keyvouch_server.domain.policy import Policy, decide_approval_enabled, decide_assurance
+from keyvouch_server.domain.sign_in import TRANSITIONS, Event, why_not
+from keyvouch_server.ports import Above, OneOf, Transaction
+from keyvouch_server.use_cases.sessions import IssuedSession, Sessions
+from keyvouch_server.use_cases.sign_in import SignIns
+from keyvouch_server.use_cases.world import World, settled, unknown_sign_in
+
+
+class Redemptions:
+    """Turning approvals into sessions."""
+
+    def __init__(self, world: World, sessions: Sessions, sign_ins: SignIns) -> None:
+        self._world = world
+        self._sessions = sessions
+        self._sign_ins = sign_ins
+
+    async def redeem(self, sign_in_id: str, token: str, proof: bytes) -> IssuedSession:
+        """Turn an approval into a session for whoever holds the proof key."""
+        found = await self._sign_ins.follow(sign_in_id, token)
+        statement = redeem_statement(self._world.facts.server_id, found.id, token)
+        verify_proof(load_proof_key(found.proof_key), Purpose.REDEEM, statement, signature=proof)
+        return await self.consume(found.id)
+
+    async def consume(self, sign_in_id: SignInId) -> IssuedSession:
+        """The same, for a caller whose proof key has been verified already.
+
+        1. policy again, on what was proved (KI1, P19); 2. `approved -> consumed`, session and audit in one
+        transaction; 3. tokens. Repeated before the sign-in's expiry it gives the same session again: the
+        tokens are derived, the row decides, and there is never a second session.
+        """
+        result = settled(await self._world.store.write(lambda tx: self._consume(tx, sign_in_id)))
+        row, session, user, policy = result
+        self._world.announcer.sign_in(row, ())
+        return self._sessions.issue(session, user, policy)
+
+    async def _consume(
+        self, tx: Transaction, sign_in_id: SignInId
+    ) -> tuple[SignIn, Session, User, Policy] | KeyvouchError:
+        world, now = self._world, self._world.clock.now()
+        row = await tx.get(SignIn, id=sign_in_id)
+        user = await tx.get(User, id=row.user_id) if row else None
+        if row is None or user is None:
+            return why_not(row.state) if row else unknown_sign_in()
+        policy = await world.policy_of(tx, row.tenant_id)
+        if row.state is SignInState.CONSUMED and now < row.expires_at:
+            return await self._repeat(tx, row, user, policy)
+        try:
+            if row.state is SignInState.APPROVED:
+                decide_approval_enabled(policy)
+                decide_assurance(row.assurance, policy.approval.required_assurance)
+        except KeyvouchError as refusal:
+            await self._audit_consumption(tx, row, refusal.reason.value)
+            return refusal
+        session = self._sessions.from_approval(row, policy)
+        states, target = TRANSITIONS[Event.REDEEM]
+        consumed = await tx.update(
+            SignIn,
+            {"id": row.id, "state": OneOf(tuple(states)), "expires_at": Above(now)},
+            {"state": target, "session_id": session.id},
+        )
+        if not consumed:
+            return why_not(SignInState.EXPIRED if row.state is SignInState.APPROVED else row.state)
+        await tx.insert(session)
+        await self._audit_consumption(tx, row, "ok")
+        return consumed[0], session, user, policy
+
+    async def _repeat(
+        self, tx: Transaction, row: SignIn, user: User, policy: Policy
+    ) -> tuple[SignIn, Session, User, Policy] | KeyvouchError:
+        session = await tx.get(Session, id=row.session_id)
+        if session is None or session.revoked_at or session.generation != 1:
+            return why_not(row.state)
+        return row, session, user, policy
+
+    async def _audit_consumption(self, tx: Transaction, row: SignIn, outcome: str) -> None:
+        await self._world.audit(
+            tx,
+            "sign_in.redeem",
+            actor=row.user_id,
+            tenant_id=row.tenant_id,
+            subject=row.id,
+            user_id=row.user_id,
+            outcome=outcome,
+        )
