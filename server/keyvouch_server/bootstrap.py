@@ -61,11 +61,21 @@ class SystemClock:
 
 
 class SystemEntropy:
-    """The operating system's random bytes."""
+    """The operating system's random bytes, asked for by the page: a system call for each token is a cost that shows.
+
+    Every byte is given out once. The server never forks, so no two processes share a page.
+    """
+
+    def __init__(self) -> None:
+        self._page = b""
+        self._used = 0
 
     def token(self, size: int) -> bytes:
         """See `ports.Entropy`."""
-        return secrets.token_bytes(size)
+        if self._used + size > len(self._page):
+            self._page, self._used = secrets.token_bytes(max(4096, size)), 0
+        self._used += size
+        return self._page[self._used - size : self._used]
 
 
 @dataclass(frozen=True, slots=True)

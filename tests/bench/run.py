@@ -109,7 +109,8 @@ async def bench(server: ServerProcess, arguments: argparse.Namespace) -> dict[st
     say(f"floor: verify {floor.verify_us:.1f} us + token {floor.token_us:.1f} us = {floor.total_us:.1f} us")
     async with populate(server, arguments.clients, say) as population:
         results = []
-        for flow in (UnaryFlow(population), MultiplexedFlow(population, streams=arguments.streams)):
+        flows: list[Flow] = [UnaryFlow(population), MultiplexedFlow(population, streams=arguments.streams)]
+        for flow in (f for f in flows if arguments.flow in ("", f.name)):
             for _ in range(arguments.repeat):
                 figures = await measure(flow, server.pid, floor, clients=arguments.clients, seconds=arguments.seconds)
                 results.append(figures)
@@ -155,6 +156,7 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=4, help="SignInSession streams they share (default: 4)")
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a run (default: 8)")
     parser.add_argument("--repeat", type=int, default=2, help="runs of each flow (default: 2)")
+    parser.add_argument("--flow", default="", choices=("unary", "multiplexed"), help="measure one flow only")
     parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="keyvouch-bench-") as folder, ServerProcess.make(Path(folder)) as server:

@@ -65,6 +65,7 @@ class SignIns:
     def __init__(self, world: World) -> None:
         self._world = world
         self._forget_at = 0
+        self._thumbprints: dict[bytes, bytes] = {}
 
     # -- begin ------------------------------------------------------------------------------------
 
@@ -75,7 +76,7 @@ class SignIns:
         (KI1: before any device is bothered); 5. supersede the older request (KI4); 6. row, prompts, audit.
         """
         _check_request(request)
-        print_ = thumbprint(load_proof_key(request.proof_key))
+        print_ = self._thumbprint(request.proof_key)
         token = self._world.secret("kvs")
         outcome = settled(await self._world.store.write(lambda tx: self._begin(tx, request, print_, token)))
         sign_in, prompts, superseded = outcome
@@ -84,6 +85,15 @@ class SignIns:
         for prompt in prompts:
             self._world.announcer.prompt(prompt, len(sign_in.number))
         return BegunSignIn(sign_in, token)
+
+    def _thumbprint(self, proof_key: bytes) -> bytes:
+        """The key's name, checked once per key: a busy client begins many sign-ins with one."""
+        found = self._thumbprints.get(proof_key)
+        if found is None:
+            if len(self._thumbprints) >= 1000:
+                self._thumbprints.clear()
+            found = self._thumbprints[proof_key] = thumbprint(load_proof_key(proof_key))
+        return found
 
     async def _begin(
         self, tx: Transaction, request: SignInRequest, proof_thumbprint: bytes, token: str
