@@ -198,9 +198,13 @@ class PromptStream:
         return response
 
     async def _status(self) -> None:
+        """Raise the status of a stream that has ended, unless it is a good one."""
         code = await self._call.code()
-        if code is not grpc.StatusCode.OK:
-            await self._call
+        if code is grpc.StatusCode.OK:
+            return
+        raise grpc.aio.AioRpcError(
+            code, await self._call.initial_metadata(), await self._call.trailing_metadata(), await self._call.details()
+        )
 
     async def messages(self) -> AsyncIterator[prompts.StreamPromptsResponse]:
         """Every further message."""

@@ -27,6 +27,7 @@ from keyvouch.tokens import verify_access_token
 from keyvouch_server.config import FILE, ServerConfig, broken, is_loopback, load_config
 from keyvouch_server.device_authority import DeviceAuthority, found_authority, private_pem
 from keyvouch_server.keyring import Keyring
+from keyvouch_server.listener_certificates import FileCertificate, OwnCertificate
 from keyvouch_server.ports import Clock, Entropy, Store
 from keyvouch_server.relay import Relay
 from keyvouch_server.stores.sqlite import SqliteStore
@@ -247,21 +248,19 @@ async def running(app: App, *, grace: float = GRACE_SECONDS) -> AsyncIterator[Ru
         return Gatekeeper(app.authenticate, app.devices.connected, app.audit_denial)
 
     config, servicers = app.config, _servicers(app)
-    key, chain = app.authority.listener_certificate(config.hosts)
-    public_key, public_chain = _public_certificate(config) or (key, chain)
+
+    def own() -> OwnCertificate:  # each listener renews its own
+        return OwnCertificate(app.authority, config.hosts, app.world.clock)
+
+    given = FileCertificate(Path(config.key), Path(config.certificate)) if config.certificate else own()
     listening: list[Listening] = []
     sweep = asyncio.create_task(_sweep(app))
     try:
-        listening.append(
-            await listen_public(servicers, gatekeeper(), config.public_listen, key=public_key, chain=public_chain)
-        )
-        listening.append(
-            await listen_devices(
-                servicers, gatekeeper(), config.device_listen, key=key, chain=chain, root=app.authority.root_pem
-            )
-        )
+        listening.append(await listen_public(servicers, gatekeeper(), config.public_listen, given))
+        root = app.authority.root_pem
+        listening.append(await listen_devices(servicers, gatekeeper(), config.device_listen, own(), root=root))
         if config.plaintext_listen:
-            listening.append(await listen_public(servicers, gatekeeper(), config.plaintext_listen))
+            listening.append(await listen_public(servicers, gatekeeper(), config.plaintext_listen, None))
         yield Running(app, listening[0].port, listening[1].port)
     finally:
         sweep.cancel()
@@ -286,20 +285,6 @@ def _servicers(app: App) -> Servicers:
         administration=AdministrationServicer(app.administration, app.passes, app.devices, app.relay),
         prompts=PromptServicer(app.world, app.decisions, app.devices, app.relay),
     )
-
-
-def _public_certificate(config: ServerConfig) -> tuple[bytes, bytes] | None:
-    if not config.certificate:
-        return None
-    try:
-        key, chain = Path(config.key).read_bytes(), Path(config.certificate).read_bytes()
-        public = serialization.load_pem_private_key(key, password=None).public_key()
-        matches = x509.load_pem_x509_certificates(chain)[0].public_key() == public
-    except (OSError, ValueError, TypeError) as error:
-        raise broken(f"the public listener's certificate cannot be read: {error}", "Correct the paths.") from None
-    if not matches:
-        raise broken("the public listener's key does not belong to its certificate", "Correct the paths.")
-    return key, chain
 
 
 async def _sweep(app: App) -> None:

@@ -169,3 +169,23 @@ class Announcer(Protocol):
     def device_removed(self, device: DeviceId) -> None:
         """A device is no longer registered: its streams end now."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """PEM private key and PEM certificate chain."""
+
+    key: bytes
+    chain: bytes
+
+
+class CertificateSource(Protocol):
+    """Where a listener has its certificate from."""
+
+    def load(self) -> KeyPair:
+        """The certificate to begin with. Raises `KeyvouchError(CONFIGURATION)`."""
+        ...
+
+    def renewed(self) -> KeyPair | None:
+        """A new certificate if there is one since the last call of either method, else None. Never raises."""
+        ...

@@ -60,7 +60,14 @@ class StreamClosed:
     """The device has closed its side."""
 
 
-DeviceEvent = PromptArrived | PromptWithdrawn | OutcomeReady | DeviceRemoved | FellBehind | StreamClosed
+@dataclass(frozen=True, slots=True)
+class ServerStopping:
+    """The server stops: the stream ends and the device comes again."""
+
+
+DeviceEvent = (
+    PromptArrived | PromptWithdrawn | OutcomeReady | DeviceRemoved | FellBehind | ServerStopping | StreamClosed
+)
 
 
 class Mailbox:
@@ -145,4 +152,4 @@ class Relay:
         """The server stops: device streams end now and come again elsewhere, or here after the restart."""
         for mailboxes in tuple(self._devices.values()):
             for mailbox in tuple(mailboxes):
-                mailbox.put(FellBehind())
+                mailbox.put(ServerStopping())

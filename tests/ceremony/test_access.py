@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
@@ -28,6 +29,7 @@ from keyvouch_client.sign_in import new_proof_key
 from keyvouch_server import bootstrap
 from keyvouch_server.device_authority import DeviceAuthority, found_authority
 from keyvouch_server.domain.model import Role
+from keyvouch_server.listener_certificates import RENEW_SECONDS, OwnCertificate
 from keyvouch_server.rpc.access import ACCESS
 from keyvouch_server.stores.memory import MemoryStore
 from support.live_server import LIMIT, Clock, LiveServer, bearer, configuration, live_server, make_template, refused
@@ -442,3 +444,49 @@ async def test_roles_are_read_from_the_store_and_not_from_the_token(live: LiveSe
     await live.administer("DeleteUser", admin_pb.DeleteUserRequest(username="reader"))
     with refused(Reason.SESSION_REVOKED, status=grpc.StatusCode.UNAUTHENTICATED):
         await live.administer("ListUsers", admin_pb.ListUsersRequest(), session.metadata)
+
+
+async def test_the_public_certificate_is_read_again_when_its_files_change(server_template: Path, tmp_path: Path):
+    data = Path(shutil.copytree(server_template, tmp_path / "server"))
+    paths = {"certificate": tmp_path / "c.pem", "key": tmp_path / "k.pem"}
+    own = replace(configuration(*free_ports(1)), **{name: str(path) for name, path in paths.items()})
+
+    def new_files(at: int) -> bytes:
+        authority = DeviceAuthority(*found_authority(Clock().now()), Clock())
+        key, chain = authority.listener_certificate(("localhost",))
+        for path, content in ((paths["key"], key), (paths["certificate"], chain)):
+            path.write_bytes(content)
+            os.utime(path, ns=(at, at))
+        return authority.root_pem
+
+    async def reaches(port: int, root: bytes) -> bool:
+        (tmp_path / "root.pem").write_bytes(root)
+        async with Connection(f"localhost:{port}", ca_file=tmp_path / "root.pem", deadline=3) as connection:
+            try:
+                await connection.identity()
+            except KeyvouchError:
+                return False
+            return True
+
+    first = new_files(1_000)
+    app = bootstrap.assemble(data, own, MemoryStore(), clock=Clock())
+    async with bootstrap.running(app, grace=0) as listening:
+        assert await reaches(listening.public_port, first)
+        second = new_files(2_000)
+        assert await reaches(listening.public_port, second)
+        assert not await reaches(listening.public_port, first)
+        paths["key"].write_bytes(b"garbage")
+        assert await reaches(listening.public_port, second)  # the old one stays until the new one can be used
+
+
+def test_the_servers_own_certificate_is_renewed_in_time():
+    clock = Clock()
+    source = OwnCertificate(DeviceAuthority(*found_authority(clock.now()), clock), ("localhost",), clock)
+    first = source.load()
+    clock.advance(RENEW_SECONDS - 1)
+    assert source.renewed() is None
+    clock.advance(1)
+    second = source.renewed()
+    assert second is not None
+    assert second != first
+    assert source.renewed() is None

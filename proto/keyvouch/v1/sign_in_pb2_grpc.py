@@ -126,8 +126,7 @@ class SignInServiceServicer(object):
     def SignInWithAccessPass(self, request, context):
         """Opens a session with a Temporary Access Pass. Every refusal looks alike; the audit log knows why.
 
-        UNAUTHENTICATED     access_pass_refused
-        RESOURCE_EXHAUSTED  throttled
+        UNAUTHENTICATED  access_pass_refused
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

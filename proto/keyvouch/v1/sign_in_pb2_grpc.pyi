@@ -85,8 +85,7 @@ class SignInServiceStub:
     SignInWithAccessPass: _grpc.UnaryUnaryMultiCallable[_sign_in_pb2.SignInWithAccessPassRequest, _sign_in_pb2.SignInWithAccessPassResponse]
     """Opens a session with a Temporary Access Pass. Every refusal looks alike; the audit log knows why.
 
-    UNAUTHENTICATED     access_pass_refused
-    RESOURCE_EXHAUSTED  throttled
+    UNAUTHENTICATED  access_pass_refused
     """
 
 @_typing.type_check_only
@@ -128,8 +127,7 @@ class SignInServiceAsyncStub(SignInServiceStub):
     SignInWithAccessPass: _aio.UnaryUnaryMultiCallable[_sign_in_pb2.SignInWithAccessPassRequest, _sign_in_pb2.SignInWithAccessPassResponse]  # type: ignore[assignment]
     """Opens a session with a Temporary Access Pass. Every refusal looks alike; the audit log knows why.
 
-    UNAUTHENTICATED     access_pass_refused
-    RESOURCE_EXHAUSTED  throttled
+    UNAUTHENTICATED  access_pass_refused
     """
 
 class SignInServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -204,8 +202,7 @@ class SignInServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_sign_in_pb2.SignInWithAccessPassResponse, _abc.Awaitable[_sign_in_pb2.SignInWithAccessPassResponse]]:
         """Opens a session with a Temporary Access Pass. Every refusal looks alike; the audit log knows why.
 
-        UNAUTHENTICATED     access_pass_refused
-        RESOURCE_EXHAUSTED  throttled
+        UNAUTHENTICATED  access_pass_refused
         """
 
 def add_SignInServiceServicer_to_server(servicer: SignInServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -104,7 +104,7 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
                 raise
             except Exception:  # noqa: BLE001 - fail closed: nothing but a coded refusal leaves the server
                 _log.exception("unexpected error")
-                await abort(context, _internal())
+                await abort(context, internal_error())
 
         return call
 
@@ -124,7 +124,7 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
                 raise
             except Exception:  # noqa: BLE001 - fail closed: nothing but a coded refusal leaves the server
                 _log.exception("unexpected error")
-                await abort(context, _internal())
+                await abort(context, internal_error())
 
         return call
 
@@ -220,7 +220,8 @@ def _credential(context: Context, scheme: str) -> str:
     return token
 
 
-def _internal() -> KeyvouchError:
+def internal_error() -> KeyvouchError:
+    """What a caller learns of a failure nobody foresaw; the log has the rest."""
     return KeyvouchError(
         Reason.INTERNAL, "The server failed to handle this call.", fix="Try again; the server's log says what happened."
     )

@@ -25,6 +25,7 @@ from keyvouch.v1 import (
     sign_in_pb2,
     sign_in_pb2_grpc,
 )
+from keyvouch_server.ports import CertificateSource, KeyPair
 from keyvouch_server.rpc.interceptors import Gatekeeper
 
 OPTIONS: Final = (
@@ -68,9 +69,9 @@ class Listening:
 
 
 async def listen_public(
-    servicers: Servicers, gatekeeper: Gatekeeper, address: str, *, key: bytes = b"", chain: bytes = b""
+    servicers: Servicers, gatekeeper: Gatekeeper, address: str, certificate: CertificateSource | None
 ) -> Listening:
-    """Clients and enrolment: TLS, no client certificate; plaintext when there is no key."""
+    """Clients and enrolment: TLS, no client certificate; plaintext when there is no certificate."""
     server = grpc.aio.server(interceptors=(gatekeeper,), options=OPTIONS)
     sign_in_pb2_grpc.add_SignInServiceServicer_to_server(servicers.sign_in, server)
     sessions_pb2_grpc.add_SessionServiceServicer_to_server(servicers.sessions, server)
@@ -88,19 +89,35 @@ async def listen_public(
         )
     ]
     await _add_common(server, names)
-    credentials = grpc.ssl_server_credentials([(key, chain)]) if key else None
+    credentials = _tls(certificate) if certificate else None
     return await _start(server, address, credentials)
 
 
 async def listen_devices(
-    servicers: Servicers, gatekeeper: Gatekeeper, address: str, *, key: bytes, chain: bytes, root: bytes
+    servicers: Servicers, gatekeeper: Gatekeeper, address: str, certificate: CertificateSource, *, root: bytes
 ) -> Listening:
     """Enrolled agents: mutual TLS under the server's own authority."""
     server = grpc.aio.server(interceptors=(gatekeeper,), options=OPTIONS)
     prompts_pb2_grpc.add_PromptServiceServicer_to_server(servicers.prompts, server)
     await _add_common(server, [prompts_pb2.DESCRIPTOR.services_by_name["PromptService"].full_name])
-    credentials = grpc.ssl_server_credentials([(key, chain)], root_certificates=root, require_client_auth=True)
-    return await _start(server, address, credentials)
+    return await _start(server, address, _tls(certificate, root=root))
+
+
+def _tls(certificate: CertificateSource, *, root: bytes | None = None) -> grpc.ServerCredentials:
+    """TLS with a certificate that may change between handshakes; with `root`, clients must show one under it."""
+
+    def configuration(pair: KeyPair) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(pair.key, pair.chain)], root_certificates=root)
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        pair = certificate.renewed()
+        return configuration(pair) if pair else None
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(certificate.load()),
+        renewed,  # type: ignore[arg-type] # the stub forgets None, which means no change
+        require_client_authentication=root is not None,
+    )
 
 
 async def _start(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> Listening:

@@ -20,6 +20,7 @@ from keyvouch_server.relay import (
     PromptArrived,
     PromptWithdrawn,
     Relay,
+    ServerStopping,
     StreamClosed,
 )
 from keyvouch_server.rpc import convert
@@ -123,6 +124,10 @@ def _message(event: DeviceEvent) -> pb.StreamPromptsResponse:
             return pb.StreamPromptsResponse(outcome=_outcome(prompt_id, answered))
         case DeviceRemoved():
             raise removed()
+        case ServerStopping():
+            raise UnavailableError(
+                Reason.SERVER_UNREACHABLE, "The server is stopping.", fix="Connect again; nothing is lost."
+            )
         case FellBehind() | StreamClosed():
             raise UnavailableError(
                 Reason.STORE_UNAVAILABLE, "The stream fell behind.", fix="Connect again; nothing is lost."

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Final
 
 from keyvouch.errors import KeyvouchError, MalformedError, Reason, ThrottledError
@@ -12,6 +13,7 @@ from keyvouch.v1 import sign_in_pb2 as pb
 from keyvouch_server.domain.model import SignIn, SignInState
 from keyvouch_server.relay import Relay
 from keyvouch_server.rpc import convert
+from keyvouch_server.rpc.interceptors import internal_error
 from keyvouch_server.use_cases.redemption import Redemptions
 from keyvouch_server.use_cases.sign_in import BegunSignIn, SignInRequest, SignIns
 
@@ -20,6 +22,7 @@ OPEN_PER_STREAM: Final = 4096
 BACKLOG: Final = 512
 """Messages of one stream under way or waiting to be sent; the client's next ones are read when there is room (G4)."""
 
+_log = logging.getLogger("keyvouch.rpc")
 _METHODS = (common.SIGN_IN_METHOD_APPROVAL, common.SIGN_IN_METHOD_ACCESS_PASS)
 
 
@@ -69,16 +72,16 @@ class SignInStream:
     def _take(self, request: pb.SignInSessionRequest) -> None:
         event = request.WhichOneof("event")
         if event == "begin":
-            self._start(self._begin(request.begin))
+            self._start(request.begin.tag, self._begin(request.begin))
         elif event == "cancel":
-            self._start(self._cancel(request.cancel.tag))
+            self._start(request.cancel.tag, self._cancel(request.cancel.tag))
         else:
             raise MalformedError(
                 Reason.FIELD_INVALID, "After its opening, a client sends begin or cancel.", fix="Update the client."
             )
 
-    def _start(self, work: Any) -> None:
-        task = asyncio.create_task(work)
+    def _start(self, tag: int, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._guard(tag, work))
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
@@ -87,41 +90,46 @@ class SignInStream:
         self._room.set()
         self._end_when_idle()
 
+    async def _guard(self, tag: int, work: Coroutine[Any, Any, None]) -> None:
+        """Whatever goes wrong, the client is told: a tag never stays without an answer."""
+        try:
+            await work
+        except KeyvouchError as error:
+            self._refuse(tag, error)
+        except Exception:  # noqa: BLE001 - as in the interceptor: nothing but a coded refusal leaves the server
+            _log.exception("unexpected error")
+            self._refuse(tag, internal_error())
+
     async def _begin(self, begin: pb.SignInSessionBegin) -> None:
         if begin.tag in self._open or len(self._open) >= OPEN_PER_STREAM:
-            self._refuse(begin.tag, _too_many())
+            self._tell(begin.tag, _too_many())
             return
-        self._open[begin.tag] = _OpenSignIn(begin.tag, self)
-        try:
-            begun = await self._sign_ins.begin(request_of(begin.context, self._proof_key, self._peer))
-        except KeyvouchError as error:
-            self._open.pop(begin.tag, None)
-            self._refuse(begin.tag, error)
-            return
+        opened = self._open[begin.tag] = _OpenSignIn(begin.tag, self)
+        begun = await self._sign_ins.begin(request_of(begin.context, self._proof_key, self._peer))
         # No await between the commit and this subscription: nothing can happen to the row unseen.
-        self._open[begin.tag].follow(begun, self._relay)
+        opened.follow(begun, self._relay)
         self.outbox.put_nowait(pb.SignInSessionResponse(tag=begin.tag, begun=begun_message(begun)))
+        if opened.is_cancelled:
+            await self._sign_ins.cancel(begun.sign_in.id, begun.token)
 
     async def _cancel(self, tag: int) -> None:
         found = self._open.get(tag)
-        if found is not None and found.begun is not None:
+        if found is None:
+            return
+        found.is_cancelled = True
+        if found.begun is not None:
             await self._sign_ins.cancel(found.begun.sign_in.id, found.begun.token)
 
     def changed(self, tag: int, row: SignIn) -> None:
         """A sign-in of this stream changed: an approval is redeemed at once, everything else is told."""
         if row.state is SignInState.APPROVED:
-            self._start(self._redeem(tag, row))
+            self._start(tag, self._redeem(tag, row))
             return
         if row.state not in (SignInState.PENDING, SignInState.CONSUMED):
             self._finish(tag, pb.SignInSessionResponse(tag=tag, changed=watched_message(row)))
 
     async def _redeem(self, tag: int, row: SignIn) -> None:
-        try:
-            issued = await self._redemptions.consume(row.id)
-        except KeyvouchError as error:
-            self._refuse(tag, error)
-            self._open_end(tag)
-            return
+        issued = await self._redemptions.consume(row.id)
         session = pb.RedeemSignInResponse(
             tokens=convert.tokens(issued), session=convert.session(issued.session, issued.user)
         )
@@ -138,6 +146,11 @@ class SignInStream:
         self._end_when_idle()
 
     def _refuse(self, tag: int, error: KeyvouchError) -> None:
+        """The sign-in of this tag is over, with an error."""
+        self._tell(tag, error)
+        self._open_end(tag)
+
+    def _tell(self, tag: int, error: KeyvouchError) -> None:
         refusal = pb.SignInSessionRefusal(
             kind=type(error).__name__,
             reason=error.reason.value,
@@ -161,6 +174,7 @@ class _OpenSignIn:
 
     def __init__(self, tag: int, stream: SignInStream) -> None:
         self.begun: BegunSignIn | None = None
+        self.is_cancelled = False
         self._tag = tag
         self._stream = stream
 
