@@ -210,7 +210,6 @@ def assemble(
     sessions = Sessions(world)
     passes = AccessPasses(world, sessions)
     devices = Devices(world, sessions)
-    sign_ins = SignIns(world)
     return App(
         config=config,
         store=store,
@@ -219,9 +218,9 @@ def assemble(
         keyring=keyring,
         authority=authority,
         sessions=sessions,
-        sign_ins=sign_ins,
+        sign_ins=SignIns(world),
         decisions=Decisions(world),
-        redemptions=Redemptions(world, sessions, sign_ins),
+        redemptions=Redemptions(world, sessions),
         registrations=Registrations(world),
         passes=passes,
         devices=devices,

@@ -93,6 +93,7 @@ async def measure_steps(population: Population, pid: int, *, clients: int, round
         await asyncio.sleep(0.05)
         after_begin = cpu_seconds(pid)
         await asyncio.gather(*(flow.answered(p, b) for p, b in zip(people, begun, strict=True)))
+        await asyncio.sleep(0.05)
         after_answer = cpu_seconds(pid)
         await asyncio.gather(*(flow.redeem(b) for b in begun))
         after_redeem = cpu_seconds(pid)

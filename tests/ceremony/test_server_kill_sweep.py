@@ -29,6 +29,7 @@ COMMITS = (
     "StreamPrompts 1",
     "RedeemSignIn 1",
     "RefreshSession 1",
+    "StreamPrompts 2",  # the copy of the answer at the end: it is judged in a transaction too, and changes nothing
 )
 MESSAGES = (
     "GetJwks 1",
@@ -62,7 +63,7 @@ STEPS = (
 )
 
 # The answer, coming in on the device's stream, sets off the redemption: that commit bears the name of that stream.
-STREAM_COMMITS = ("SignInSession 1", "StreamPrompts 1", "StreamPrompts 2")
+STREAM_COMMITS = ("SignInSession 1", "StreamPrompts 1", "StreamPrompts 2", "StreamPrompts 3")
 STREAM_MESSAGES = ("SignInSession 1", "SignInSession 2", "StreamPrompts 1", "StreamPrompts 2", "SignInSession 3")
 STREAM_POINTS = [
     *(f"{kind} {commit}" for commit in STREAM_COMMITS for kind in (BEFORE_COMMIT, AFTER_COMMIT)),

@@ -14,7 +14,7 @@ from keyvouch.proofs import load_proof_key, verify_proof
 from keyvouch.statement import Decision, DecisionStatement, Purpose, challenge
 from keyvouch_server.domain.model import Credential, Device, Prompt, SignIn, SignInState, User
 from keyvouch_server.domain.policy import REST_SECONDS
-from keyvouch_server.domain.sign_in import OPEN, TRANSITIONS, Event, why_not
+from keyvouch_server.domain.sign_in import TRANSITIONS, Event, why_not
 from keyvouch_server.ports import Above, OneOf, Plus, Snapshot, Transaction
 from keyvouch_server.use_cases.world import World, unknown_sign_in
 
@@ -57,6 +57,19 @@ class _Offered:
     credential: Credential
 
 
+class _CounterMovedError(Exception):
+    """Undoes the transaction: the key was used for something else at the same moment."""
+
+    def __init__(self, offered: _Offered) -> None:
+        super().__init__()
+        self.offered = offered
+        self.refusal = EvidenceError(
+            Reason.SIGN_COUNT,
+            "The key was used for something else at the same moment, so this signature counts for nothing.",
+            fix="Answer again.",
+        )
+
+
 class Decisions:
     """Prompts that wait for a device, and its answers to them."""
 
@@ -77,30 +90,48 @@ class Decisions:
         return await self._world.store.read(lambda tx: tx.get(SignIn, id=prompt.sign_in_id))
 
     async def answer(self, device: Device, answer: Answer) -> Answered:
-        """Take a device's signed decision.
+        """Take a device's signed decision, all of it in one transaction.
 
         1. find prompt and sign-in: they must be this device's; 2. the row must be open; 3. the statement must
         carry the very offer that was sent; 4. verify the signature: assertion for an approval, channel key for
         a denial or report; 5. compare the number: a miss ends the request; 6. one conditional update with the
-        sign counter, last use and audit record in one transaction.
+        sign counter, last use and audit record.
 
         Never raises for a bad answer: the outcome says what happened, and a bad answer changes nothing but the
         audit log (a wrong number under a good signature ends the request).
         """
-        offered = await self._world.store.read(lambda tx: self._find_prompt(tx, device, answer.prompt_id))
+        try:
+            answered, decided = await self._world.store.write(lambda tx: self._answer(tx, device, answer))
+        except _CounterMovedError as undone:  # and its audit record with it
+            offered, refusal = undone.offered, undone.refusal
+            await self._world.store.write(lambda tx: self._audit_refusal(tx, device, offered.sign_in, refusal))
+            return Answered(offered.sign_in.state, refusal)
+        if decided is not None:
+            sign_in, prompts = decided
+            self._world.announcer.sign_in(sign_in, [p for p in prompts if p.id != answer.prompt_id])
+        return answered
+
+    async def _answer(
+        self, tx: Transaction, device: Device, answer: Answer
+    ) -> tuple[Answered, tuple[SignIn, list[Prompt]] | None]:
+        offered = await self._find_prompt(tx, device, answer.prompt_id)
         if offered is None:
-            return Answered(SignInState.EXPIRED, unknown_sign_in())
-        if offered.sign_in.state is not SignInState.PENDING:
-            return Answered(
-                offered.sign_in.state, _too_late(offered.sign_in, hashlib.sha256(answer.statement).digest())
-            )
+            refusal = unknown_sign_in()
+            await self._audit_refusal(tx, device, None, refusal)
+            return Answered(SignInState.EXPIRED, refusal), None
+        sign_in, digest = offered.sign_in, hashlib.sha256(answer.statement).digest()
+        if sign_in.state is not SignInState.PENDING:
+            return Answered(sign_in.state, _too_late(sign_in, digest)), None
         try:
             event, verified = self._judge(offered, answer)
-        except KeyvouchError as error:
-            refusal = error
-            await self._world.store.write(lambda tx: self._audit_refusal(tx, offered, refusal))
-            return Answered(offered.sign_in.state, refusal)
-        return await self._decide(offered, event, verified, hashlib.sha256(answer.statement).digest())
+        except KeyvouchError as refused:
+            await self._audit_refusal(tx, device, sign_in, refused)
+            return Answered(sign_in.state, refused), None
+        decided = await self._move(tx, offered, event, verified, digest)
+        if decided is None:
+            return Answered(SignInState.EXPIRED, why_not(SignInState.EXPIRED)), None
+        state = decided[0].state
+        return Answered(state, why_not(state) if event is Event.MISMATCH else None), decided
 
     async def _find_prompt(self, tx: Snapshot, device: Device, prompt_id: str) -> _Offered | None:
         prompt = await tx.get(Prompt, id=prompt_id)
@@ -148,22 +179,6 @@ class Decisions:
             require_user_verification=True,
         )
 
-    async def _decide(
-        self, offered: _Offered, event: Event, verified: VerifiedAssertion | None, digest: bytes
-    ) -> Answered:
-        """Step 6."""
-        try:
-            outcome = await self._world.store.write(lambda tx: self._move(tx, offered, event, verified, digest))
-        except EvidenceError as undone:  # and its audit record with it
-            refusal = undone
-            await self._world.store.write(lambda tx: self._audit_refusal(tx, offered, refusal))
-            return Answered(offered.sign_in.state, refusal)
-        if outcome is None:
-            return await self._lost_the_race(offered, digest)
-        decided, prompts = outcome
-        self._world.announcer.sign_in(decided, [p for p in prompts if p.id != offered.prompt.id])
-        return Answered(decided.state, why_not(decided.state) if event is Event.MISMATCH else None)
-
     async def _move(
         self, tx: Transaction, offered: _Offered, event: Event, verified: VerifiedAssertion | None, digest: bytes
     ) -> tuple[SignIn, list[Prompt]] | None:
@@ -183,7 +198,7 @@ class Decisions:
         if not decided:
             return None
         if verified is not None:
-            await self._count_use(tx, offered.credential, verified)
+            await self._count_use(tx, offered, verified)
         await tx.update(Device, {"id": offered.device.id}, {"last_used_at": now})
         await self._count_number(tx, sign_in, event)
         await self._world.audit(
@@ -197,18 +212,11 @@ class Decisions:
         )
         return decided[0], await tx.find(Prompt, {"sign_in_id": sign_in.id})
 
-    async def _lost_the_race(self, offered: _Offered, digest: bytes) -> Answered:
-        """Somebody else moved the row first, or its time ran out while the evidence was verified."""
-        row = await self._sign_in_of(offered.prompt)
-        if row is None or (row.state in OPEN and row.expires_at <= self._world.clock.now()):
-            return Answered(SignInState.EXPIRED, why_not(SignInState.EXPIRED))
-        return Answered(row.state, _too_late(row, digest))
-
-    async def _count_use(self, tx: Transaction, credential: Credential, verified: VerifiedAssertion) -> None:
+    async def _count_use(self, tx: Transaction, offered: _Offered, verified: VerifiedAssertion) -> None:
         """The sign counter moves by compare-and-set: of two assertions that saw one counter, one counts (W5)."""
-        where = {"id": credential.id, "sign_count": credential.sign_count}
+        where = {"id": offered.credential.id, "sign_count": offered.credential.sign_count}
         if not await tx.update(Credential, where, {"sign_count": verified.sign_count}):
-            raise _counter_moved()
+            raise _CounterMovedError(offered)
 
     async def _count_number(self, tx: Transaction, sign_in: SignIn, event: Event) -> None:
         """A wrong number counts on the account, across requests; a right one clears the count."""
@@ -222,14 +230,16 @@ class Decisions:
             rest = self._world.clock.now() + REST_SECONDS
             await tx.update(User, {"id": sign_in.user_id}, {"number_misses": 0, "locked_until": rest})
 
-    async def _audit_refusal(self, tx: Transaction, offered: _Offered, refusal: KeyvouchError) -> None:
+    async def _audit_refusal(
+        self, tx: Transaction, device: Device, sign_in: SignIn | None, refusal: KeyvouchError
+    ) -> None:
         await self._world.audit(
             tx,
             "sign_in.answer",
-            actor=offered.device.id,
-            tenant_id=offered.sign_in.tenant_id,
-            subject=offered.sign_in.id,
-            user_id=offered.sign_in.user_id,
+            actor=device.id,
+            tenant_id=device.tenant_id,
+            subject=sign_in.id if sign_in else "",
+            user_id=device.user_id,
             outcome=refusal.reason.value,
         )
 
@@ -254,14 +264,6 @@ class Decisions:
 def _too_late(sign_in: SignIn, digest: bytes) -> KeyvouchError:
     """W1: a copy of the answer that decided is `challenge_consumed`; any other late answer learns the state."""
     return why_not(SignInState.CONSUMED if sign_in.decision_hash == digest else sign_in.state)
-
-
-def _counter_moved() -> EvidenceError:
-    return EvidenceError(
-        Reason.SIGN_COUNT,
-        "The key was used for something else at the same moment, so this signature counts for nothing.",
-        fix="Answer again.",
-    )
 
 
 def _wrong_evidence() -> EvidenceError:
