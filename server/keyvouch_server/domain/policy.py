@@ -7,6 +7,7 @@ does not. Nothing here verifies evidence or looks anything up; what must be know
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -167,6 +168,21 @@ def decide_assurance(found: str, required: str) -> None:
         f"Policy requires a key of assurance {required}; this one proves {found}.",
         fix="Register a device whose key provider proves more, or ask an administrator.",
         metadata={"required": required, "found": found},
+    )
+
+
+def decide_some_key(found: Iterable[str], required: str) -> None:
+    """KI1: of the keys a user has, one must reach what is required, else no device is asked. None at all is no
+    refusal: nobody learns from it who has a device. What the keys prove is not told to a caller without a session.
+    """
+    assurances = tuple(found)
+    if not assurances or any(reaches(one, required) for one in assurances):
+        return
+    raise RefusedError(
+        Reason.ASSURANCE_TOO_LOW,
+        f"Policy requires a key of assurance {required}, and no device of this user proves it, so none was asked.",
+        fix="Register a device whose key provider proves more, or ask an administrator.",
+        metadata={"required": required},
     )
 
 

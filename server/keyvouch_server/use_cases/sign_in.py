@@ -25,7 +25,7 @@ from keyvouch_server.domain.model import (
     User,
 )
 from keyvouch_server.domain.names import check_text, name_key
-from keyvouch_server.domain.policy import Policy, decide_approval_enabled, decide_assurance, reaches
+from keyvouch_server.domain.policy import Policy, decide_approval_enabled, decide_some_key, reaches
 from keyvouch_server.domain.sign_in import OPEN, TRANSITIONS, Event, draw_number
 from keyvouch_server.ports import AtMost, OneOf, Transaction
 from keyvouch_server.use_cases.world import ANONYMOUS, SERVER, World, settled, sha256, unknown_sign_in
@@ -178,10 +178,7 @@ class SignIns:
             return _too_many_begins(window + 60 - now)
         try:
             decide_approval_enabled(policy)
-            if credentials:
-                required = policy.approval.required_assurance
-                strong = [c for c in credentials if reaches(c.assurance, required)]
-                decide_assurance((strong or list(credentials))[0].assurance, required)
+            decide_some_key((c.assurance for c in credentials), policy.approval.required_assurance)
         except KeyvouchError as refusal:
             return refusal
         return None
