@@ -81,7 +81,7 @@ class SignInState(StrEnum):
 
 @unique
 class LinkState(StrEnum):
-    """How the prompt stream of one enrolment fares. The last three are final."""
+    """How the prompt stream of one enrolment fares. The last two are final."""
 
     CONNECTING = "connecting"
     CONNECTED = "connected"
@@ -91,7 +91,6 @@ class LinkState(StrEnum):
     """The server has removed this device."""
     CERTIFICATE_REFUSED = "certificate_refused"
     """The server does not accept this device's certificate, or it has ended."""
-    STOPPED = "stopped"
 
 
 @dataclass(frozen=True, slots=True)

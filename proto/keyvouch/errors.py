@@ -86,14 +86,11 @@ class Reason(StrEnum):
     ATTESTATION_OBJECT = "attestation_object"
     ATTESTATION_FORMAT = "attestation_format"
     ATTESTATION_STATEMENT = "attestation_statement"
-    ATTESTATION_CERTIFICATE = "attestation_cert"
     ATTESTATION_REQUIRED = "attestation_required"
     TRUST_CHAIN = "trust_chain"
-    WEAK_KEY = "weak_key"
 
     # Statements, tokens and proofs
     STATEMENT_MALFORMED = "statement_malformed"
-    STATEMENT_PURPOSE = "statement_purpose"
     STATEMENT_MISMATCH = "statement_mismatch"
     WRONG_SERVER = "wrong_server"
     WRONG_TENANT = "wrong_tenant"
@@ -155,7 +152,6 @@ class Reason(StrEnum):
     CHANNEL_KEY = "channel_key"
 
     # Directory and requests
-    TENANT_UNKNOWN = "tenant_unknown"
     TENANT_EXISTS = "tenant_exists"
     USER_UNKNOWN = "user_unknown"
     USER_EXISTS = "user_exists"
@@ -163,7 +159,6 @@ class Reason(StrEnum):
     POLICY_INVALID = "policy_invalid"
     FIELD_INVALID = "field_invalid"
     THROTTLED = "throttled"
-    REQUEST_ID_REUSED = "request_id_reused"
     UNKNOWN_METHOD = "unknown_method"
 
     # Key providers on the device (requirement: every state named, with a way back)

@@ -7,10 +7,7 @@ argument: nothing here draws any.
 
 from __future__ import annotations
 
-import re
 from typing import NewType
-
-from keyvouch.errors import MalformedError, Reason
 
 TenantId = NewType("TenantId", str)
 UserId = NewType("UserId", str)
@@ -41,7 +38,6 @@ ID_ENTROPY = 16
 _DIGITS = "abcdefghijklmnopqrstuvwxyz234567"
 _PAIRS = tuple(a + b for a in _DIGITS for b in _DIGITS)
 _SHIFTS = tuple(range(120, -1, -10))
-_SHAPE = re.compile(r"([a-z]{3})_[a-z2-7]{26}")
 
 
 def new_id(prefix: str, entropy: bytes) -> str:
@@ -51,16 +47,3 @@ def new_id(prefix: str, entropy: bytes) -> str:
     # 128 bits and two of padding are 13 pairs of base32 digits; the library's encoder takes ten times as long.
     bits = int.from_bytes(entropy, "big") << 2
     return f"{prefix}_{''.join([_PAIRS[bits >> shift & 1023] for shift in _SHIFTS])}"
-
-
-def check_id(value: str, prefix: str) -> str:
-    """Return `value` if it is a well-formed id of kind `prefix`, else raise `MalformedError`."""
-    match = _SHAPE.fullmatch(value)
-    if match is None or match.group(1) != prefix:
-        raise MalformedError(
-            Reason.FIELD_INVALID,
-            f"This is not an id of the expected kind: it should look like {prefix}_ and 26 letters or digits.",
-            fix="Copy the id again from where it was shown.",
-            metadata={"expected": prefix},
-        )
-    return value

@@ -23,6 +23,15 @@ def test_every_reason_is_explained_once():
     assert sorted(_refusals()) == sorted(r.value for r in Reason)
 
 
+def test_every_reason_is_given_by_some_code():
+    folders = ("proto", "server", "device_agent")
+    errors = ROOT / "proto" / "keyvouch" / "errors.py"
+    code = [f.read_text("utf-8") for d in folders for f in (ROOT / d).rglob("*.py") if f != errors]
+    given = {name for text in [*code, errors.read_text("utf-8").partition("class KeyvouchError")[2]]
+             for name in re.findall(r"Reason\.([A-Z_]+)", text)}  # fmt: skip
+    assert sorted(r.name for r in Reason if r.name not in given) == []
+
+
 @pytest.mark.parametrize("purpose", Purpose)
 def test_every_purpose_of_a_signature_is_listed(purpose: Purpose):
     assert f"| `{purpose.value}` |" in PAGE

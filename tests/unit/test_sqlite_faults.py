@@ -4,14 +4,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
-import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,29 +15,12 @@ from keyvouch.errors import UnavailableError
 from keyvouch_server.domain.model import SignIn
 from keyvouch_server.stores.sqlite import SqliteStore
 from support.sample_records import open_sign_in
+from support.store_files import add, count, raw
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "state" / "keyvouch.db"
-
-
-async def add(store: SqliteStore, *records: object) -> None:
-    async def work(tx: Any) -> None:
-        for record in records:
-            await tx.insert(record)
-
-    await store.write(work)
-
-
-async def count(store: SqliteStore, table: Any) -> int:
-    return await store.read(lambda snapshot: snapshot.count(table, {}))
-
-
-@contextlib.contextmanager
-def raw(path: Path) -> Iterator[sqlite3.Connection]:
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as connection:
-        yield connection
 
 
 async def test_another_programs_lock_is_waited_for_off_the_loop_then_refused_G8(path: Path) -> None:

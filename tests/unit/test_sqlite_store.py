@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import sqlite3
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from keyvouch_server.stores.records import Statements
 from keyvouch_server.stores.sqlite import MOST_WORKS, SqliteStore
 from keyvouch_server.stores.sqlite_files import Migration
 from support.sample_records import TENANT, audit, open_sign_in
+from support.store_files import add, count, raw
 
 PACKAGED = sqlite_files.packaged_migrations()
 SECOND = Migration(
@@ -46,24 +46,6 @@ async def store(path: Path) -> AsyncIterator[SqliteStore]:
     opened = SqliteStore.open(path)
     yield opened
     await opened.close()
-
-
-async def add(store: SqliteStore, *records: object) -> None:
-    async def work(tx: Any) -> None:
-        for record in records:
-            await tx.insert(record)
-
-    await store.write(work)
-
-
-async def count(store: SqliteStore, table: Any) -> int:
-    return await store.read(lambda snapshot: snapshot.count(table, {}))
-
-
-@contextlib.contextmanager
-def raw(path: Path) -> Iterator[sqlite3.Connection]:
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as connection:
-        yield connection
 
 
 # Files

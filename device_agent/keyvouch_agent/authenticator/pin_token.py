@@ -56,11 +56,6 @@ class TokenKeeper:
         self._on_end = on_end
         self._token: _Token | None = None
 
-    @property
-    def in_use(self) -> bool:
-        """Whether there is a token, as of the last `observe`."""
-        return self._token is not None
-
     def begin(self, protocol: PinProtocol, value: bytes, permissions: Permission, rp_id: str | None) -> None:
         """Start using `value` in place of any token before it (beginUsingPinUvAuthToken, user not present)."""
         self._token = _Token(value, protocol, permissions, rp_id, self._clock.monotonic())

@@ -18,7 +18,7 @@ from keyvouch.statement import Purpose, proof_statement
 from keyvouch.tokens import AccessTokenClaims
 from keyvouch_server.domain.model import AccessPass, Session, SessionKind, SignIn, User
 from keyvouch_server.domain.policy import Policy, access_pass_end
-from keyvouch_server.ports import Above, Plus, Transaction
+from keyvouch_server.ports import Above, Plus, Snapshot, Transaction
 from keyvouch_server.use_cases.world import Caller, World, session_revoked, settled, sha256
 
 ACR_NUMBER_MATCHED = "number-matched"
@@ -211,11 +211,11 @@ class Sessions:
     async def caller(self, session_id: str) -> Caller:
         """Whose session this is, now: revoked and expired sessions and removed users are refused."""
 
-        async def work(tx: Transaction) -> tuple[Session | None, User | None]:
+        async def work(tx: Snapshot) -> tuple[Session | None, User | None]:
             session = await tx.get(Session, id=session_id)
             return session, (await tx.get(User, id=session.user_id) if session else None)
 
-        session, user = await self._world.store.read(work)  # type: ignore[arg-type]
+        session, user = await self._world.store.read(work)
         if session is None or user is None:
             raise session_revoked()
         ended = _ended(session, self._world.clock.now())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from keyvouch.errors import KeyvouchError, Reason, ThrottledError
@@ -109,7 +109,7 @@ class SignIns:
             await self._audit_refused_begin(tx, request, user.tenant_id, user.id, refusal)
             return refusal
         superseded = await self._supersede(tx, user.id)
-        sign_in = self._row(request, user, policy, proof_thumbprint, token)
+        sign_in = self._row(request, user.tenant_id, user.id, policy, proof_thumbprint, token)
         await tx.insert(sign_in)
         prompts = [
             self._offer(sign_in, request, c) for c in credentials if reaches(c.assurance, sign_in.required_assurance)
@@ -134,8 +134,7 @@ class SignIns:
             await self._audit_refused_begin(tx, request, tenant_id, nobody, refusal, attempt=str(attempt))
             return refusal
         superseded = await self._supersede(tx, nobody)
-        row = self._row(request, None, policy, proof_thumbprint, token)
-        sign_in = replace(row, tenant_id=tenant_id, user_id=nobody)
+        sign_in = self._row(request, tenant_id, nobody, policy, proof_thumbprint, token)
         await tx.insert(sign_in)
         await self._audit_begin(tx, sign_in, "nobody", attempt=str(attempt))
         return sign_in, [], superseded
@@ -183,12 +182,14 @@ class SignIns:
             return refusal
         return None
 
-    def _row(self, request: SignInRequest, user: User | None, policy: Policy, proof: bytes, token: str) -> SignIn:
+    def _row(
+        self, request: SignInRequest, tenant: TenantId, user: UserId, policy: Policy, proof: bytes, token: str
+    ) -> SignIn:
         now = self._world.clock.now()
         return SignIn(
             id=SignInId(self._world.new_id(SIGN_IN)),
-            tenant_id=user.tenant_id if user else TenantId(""),
-            user_id=user.id if user else UserId(""),
+            tenant_id=tenant,
+            user_id=user,
             token_hash=sha256(token),
             state=SignInState.PENDING,
             number=draw_number(policy.approval.number_digits, self._world.entropy.token(16)),

@@ -2,7 +2,7 @@
 
 A format's `verify` takes a parsed attestation object, the client data hash, the anchors and the instant. It
 returns what the statement proves, or raises: `ATTESTATION_STATEMENT` for a statement that is wrong in itself,
-`ATTESTATION_CERTIFICATE` for a certificate that does not fit its use, `TRUST_CHAIN` for a chain nobody trusts.
+`TRUST_CHAIN` for a chain nobody trusts.
 """
 
 from __future__ import annotations
