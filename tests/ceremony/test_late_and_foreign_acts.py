@@ -1,15 +1,28 @@
-"""Acts that come a moment too late, or from the wrong device of the right person."""
+"""Acts that come a moment too late, from the wrong device of the right person, or on too weak a ground."""
 
 from __future__ import annotations
 
+import grpc
 import pytest
 
 from keyvouch.errors import Reason, UnauthenticatedError
 from keyvouch.statement import Decision
+from keyvouch.v1 import administration_pb2 as admin_pb
 from keyvouch.v1 import common_pb2
 from keyvouch_server.domain.model import Device, Role, SignInState, User
 from keyvouch_server.use_cases.decisions import Answer, Assertion
-from support.live_server import LiveServer, Person
+from support.live_server import LiveServer, Person, refused
+
+SOFTWARE = common_pb2.AssuranceRequirement(
+    protection=common_pb2.REQUIRED_PROTECTION_ANY,
+    verification=common_pb2.VERIFICATION_SOFTWARE_GATED,
+    provenance=common_pb2.PROVENANCE_SELF,
+)
+HARDWARE = common_pb2.AssuranceRequirement(
+    protection=common_pb2.REQUIRED_PROTECTION_HARDWARE,
+    verification=common_pb2.VERIFICATION_SOFTWARE_GATED,
+    provenance=common_pb2.PROVENANCE_UNATTESTED,
+)
 
 
 async def device_row(live: LiveServer, device_id: str) -> Device:
@@ -84,3 +97,29 @@ async def test_a_session_that_ended_since_it_was_admitted_does_nothing_any_more(
     assert caught.value.reason is Reason.SESSION_REVOKED
     made = await live.app.store.read(lambda tx: tx.find(User, {"tenant_id": caller.user.tenant_id}))
     assert {"before"} == {u.username for u in made} & {"before", "after"}
+
+
+async def test_a_key_below_what_registration_requires_registers_no_device_H8(live: LiveServer):
+    await live.create_user("ada")
+    code = await live.issue_pass("ada")
+    await live.change_policy(registration={"required_assurance": HARDWARE})
+    with refused(Reason.ASSURANCE_TOO_LOW, status=grpc.StatusCode.FAILED_PRECONDITION):
+        await live.enrol("ada", code)
+    users = await live.app.store.read(lambda tx: tx.find(User, {"username_key": "ada"}))
+    assert await live.app.store.read(lambda tx: tx.count(Device, {"user_id": users[0].id})) == 0
+    assert [r.outcome for r in await live.audit("registration.complete")][-1] == Reason.ASSURANCE_TOO_LOW.value
+    await live.change_policy(registration={"required_assurance": SOFTWARE})
+    await live.enrol("ada", code)
+
+
+@pytest.mark.parametrize("away", [-1, 1, 50])
+async def test_a_policy_is_saved_over_the_version_that_was_seen_and_no_other(live: LiveServer, away: int):
+    await live.change_policy(approval={"number_digits": 3})
+    policy = (await live.administer("GetPolicy", admin_pb.GetPolicyRequest())).policy
+    policy.version += away
+    policy.approval.number_digits = 4
+    with refused(Reason.POLICY_CHANGED, status=grpc.StatusCode.ABORTED):
+        await live.administer("UpdatePolicy", admin_pb.UpdatePolicyRequest(policy=policy))
+    policy.version -= away
+    saved = (await live.administer("UpdatePolicy", admin_pb.UpdatePolicyRequest(policy=policy))).policy
+    assert (saved.version, saved.approval.number_digits) == (policy.version + 1, 4)
