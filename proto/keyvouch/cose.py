@@ -16,14 +16,15 @@ from typing import Self, TypeAlias
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
 
 from keyvouch import cbor
 from keyvouch.errors import EvidenceError, MalformedError, Reason, UsageError
+from keyvouch.roca import check_modulus
 
-__all__ = ["Algorithm", "CoseKey", "PublicKey"]
+__all__ = ["Algorithm", "CoseKey", "PublicKey", "verify_signature_by"]
 
-PublicKey: TypeAlias = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
+PublicKey: TypeAlias = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | ed448.Ed448PublicKey | rsa.RSAPublicKey
 
 
 @unique
@@ -35,6 +36,8 @@ class Algorithm(IntEnum):
     ES384 = -35
     ES512 = -36
     PS256 = -37
+    ED448 = -53
+    """EdDSA with Ed448 (RFC 9864 section 2.2). WebAuthn's EDDSA is Ed25519 alone."""
     RS256 = -257
 
 
@@ -55,19 +58,27 @@ class CoseKey(bytes):
     """The canonical CBOR encoding of one public key, as received, with the key inside ready to use.
 
     Raises `MalformedError`: `ALGORITHM_NOT_ALLOWED` for an algorithm outside the table, otherwise
-    `CREDENTIAL_PUBLIC_KEY`. Equal keys have equal bytes.
+    `CREDENTIAL_PUBLIC_KEY`; `EvidenceError` with `WEAK_KEY_ROCA`. Equal keys have equal bytes.
     """
 
     algorithm: Algorithm
     _key: PublicKey
 
     def __new__(cls, data: bytes) -> Self:
-        """Parse `data`, the canonical CBOR map of a COSE_Key."""
+        """Parse `data`, the canonical CBOR map of a COSE_Key and nothing else."""
+        self, end = cls.parse_prefix(data)
+        if end != len(data):
+            raise _bad("Bytes follow the credential public key.")
+        return self
+
+    @classmethod
+    def parse_prefix(cls, data: bytes, start: int = 0) -> tuple[Self, int]:
+        """Parse the key that starts at `start`; return it with the offset after it."""
         try:
-            decoded = cbor.decode(data, max_depth=1)
+            decoded, end = cbor.decode_prefix(data, start, max_depth=1)
         except MalformedError as error:
-            raise _bad(error.message) from None
-        return cls._of(data, decoded)
+            raise _bad(f"The credential public key is not canonical CBOR. {error.message}") from None
+        return cls._of(data[start:end], decoded), end
 
     @classmethod
     def from_map(cls, decoded: object) -> Self:
@@ -111,14 +122,33 @@ class CoseKey(bytes):
         lenient reader would take it, `SIGNATURE` for everything else that does not verify. An ECDSA signature with
         a large `s` is good: FIDO authenticators make them (WebAuthn section 6.5.5).
         """
-        try:
-            _VERIFIERS[self.algorithm](self._key, signature, message)
-        except InvalidSignature:
-            raise EvidenceError(
-                Reason.SIGNATURE,
-                "The signature was not made by this key over this data.",
-                fix="Sign the very bytes that are sent, with the key that was registered.",
-            ) from None
+        _verify(self._key, self.algorithm, signature, message)
+
+
+def verify_signature_by(key: PublicKey, algorithm: Algorithm, *, signature: bytes, message: bytes) -> None:
+    """Check a signature as `CoseKey.verify_signature` does, by a key that comes in a certificate that is trusted.
+
+    Raises `EvidenceError` as it does, and `UsageError` for a key that is not of the type and curve of `algorithm`.
+    """
+    shape = _SHAPES[algorithm]
+    if not isinstance(key, shape.kind) or _curve_name(key) != (shape.curve and shape.curve.name):
+        raise UsageError(f"This public key cannot be used with {algorithm.name}.")
+    _verify(key, algorithm, signature, message)
+
+
+def _curve_name(key: PublicKey) -> str | None:
+    return key.curve.name if isinstance(key, ec.EllipticCurvePublicKey) else None
+
+
+def _verify(key: PublicKey, algorithm: Algorithm, signature: bytes, message: bytes) -> None:
+    try:
+        _VERIFIERS[algorithm](key, signature, message)
+    except InvalidSignature:
+        raise EvidenceError(
+            Reason.SIGNATURE,
+            "The signature was not made by this key over this data.",
+            fix="Sign the very bytes that are sent, with the key that was registered.",
+        ) from None
 
 
 # The table
@@ -129,6 +159,7 @@ class _Shape:
     algorithm: Algorithm
     kty: int
     labels: frozenset[int]
+    kind: type[PublicKey]
     read: Callable[[Mapping[object, object], _Shape], PublicKey]
     crv: int = 0
     length: int = 0
@@ -147,7 +178,10 @@ def _read_ec2(decoded: Mapping[object, object], shape: _Shape) -> PublicKey:
 
 def _read_okp(decoded: Mapping[object, object], shape: _Shape) -> PublicKey:
     x = _coordinate(decoded, _X, shape)
-    _check_edwards_point(x)
+    if shape.algorithm is Algorithm.ED448:
+        _check_edwards_point(x, _EDWARDS448)
+        return ed448.Ed448PublicKey.from_public_bytes(x)
+    _check_edwards_point(x, _EDWARDS25519)
     return ed25519.Ed25519PublicKey.from_public_bytes(x)
 
 
@@ -157,18 +191,20 @@ def _read_rsa(decoded: Mapping[object, object], _shape: _Shape) -> PublicKey:
         raise _bad(f"The RSA exponent is not {_RSA_EXPONENT}.")
     if modulus.bit_length() not in _RSA_BITS or modulus % 2 == 0:
         raise _bad(f"The RSA modulus is not an odd number of {_RSA_BITS.start} to {_RSA_BITS.stop - 1} bits.")
+    check_modulus(modulus)
     return rsa.RSAPublicNumbers(_RSA_EXPONENT, modulus).public_key()
 
 
 _SHAPES: Mapping[int, _Shape] = {
     shape.algorithm: shape
     for shape in (
-        _Shape(Algorithm.ES256, _KTY_EC2, _LABELS_EC2, _read_ec2, 1, 32, ec.SECP256R1()),
-        _Shape(Algorithm.ES384, _KTY_EC2, _LABELS_EC2, _read_ec2, 2, 48, ec.SECP384R1()),
-        _Shape(Algorithm.ES512, _KTY_EC2, _LABELS_EC2, _read_ec2, 3, 66, ec.SECP521R1()),
-        _Shape(Algorithm.EDDSA, _KTY_OKP, _LABELS_OKP, _read_okp, 6, 32),
-        _Shape(Algorithm.RS256, _KTY_RSA, _LABELS_RSA, _read_rsa),
-        _Shape(Algorithm.PS256, _KTY_RSA, _LABELS_RSA, _read_rsa),
+        _Shape(Algorithm.ES256, _KTY_EC2, _LABELS_EC2, ec.EllipticCurvePublicKey, _read_ec2, 1, 32, ec.SECP256R1()),
+        _Shape(Algorithm.ES384, _KTY_EC2, _LABELS_EC2, ec.EllipticCurvePublicKey, _read_ec2, 2, 48, ec.SECP384R1()),
+        _Shape(Algorithm.ES512, _KTY_EC2, _LABELS_EC2, ec.EllipticCurvePublicKey, _read_ec2, 3, 66, ec.SECP521R1()),
+        _Shape(Algorithm.EDDSA, _KTY_OKP, _LABELS_OKP, ed25519.Ed25519PublicKey, _read_okp, 6, 32),
+        _Shape(Algorithm.ED448, _KTY_OKP, _LABELS_OKP, ed448.Ed448PublicKey, _read_okp, 7, 57),
+        _Shape(Algorithm.RS256, _KTY_RSA, _LABELS_RSA, rsa.RSAPublicKey, _read_rsa),
+        _Shape(Algorithm.PS256, _KTY_RSA, _LABELS_RSA, rsa.RSAPublicKey, _read_rsa),
     )
 }
 
@@ -214,21 +250,42 @@ def _bad(message: str) -> MalformedError:
     )
 
 
-# Edwards points: the library takes any 32 bytes for an Ed25519 key (RFC 8032 section 5.1.3).
+# Edwards points: the library takes any 32 or 57 bytes for a key (RFC 8032 sections 5.1.3 and 5.2.3).
 
-_P = 2**255 - 19
-_D = -121665 * pow(121666, -1, _P) % _P
+
+@dataclass(frozen=True, slots=True)
+class _Edwards:
+    """A curve a*x^2 + y^2 = 1 + d*x^2*y^2 modulo p, and the y of its points of small order.
+
+    A key of small order verifies nearly everything.
+    """
+
+    a: int
+    d: int
+    p: int
+    small: frozenset[int]
+
+
+_P25519 = 2**255 - 19
+_P448 = 2**448 - 2**224 - 1
 _ORDER_8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
-_SMALL_ORDER_Y = frozenset((0, 1, _P - 1, _ORDER_8, _P - _ORDER_8))
-"""The y coordinates of the eight points whose order divides 8; such a key verifies nearly everything."""
+_EDWARDS25519 = _Edwards(
+    -1,
+    -121665 * pow(121666, -1, _P25519) % _P25519,
+    _P25519,
+    frozenset((0, 1, _P25519 - 1, _ORDER_8, _P25519 - _ORDER_8)),
+)
+_EDWARDS448 = _Edwards(1, -39081, _P448, frozenset((0, 1, _P448 - 1)))
 
 
-def _check_edwards_point(encoded: bytes) -> None:
-    y = int.from_bytes(encoded, "little") & ((1 << 255) - 1)
-    if y >= _P or y in _SMALL_ORDER_Y:
-        raise _bad("The Ed25519 public key is not a canonical point of large order.")
-    x_squared = (y * y - 1) * pow(_D * y * y + 1, -1, _P) % _P
-    if pow(x_squared, (_P - 1) // 2, _P) != 1:
+def _check_edwards_point(encoded: bytes, curve: _Edwards) -> None:
+    """Check that the y, without the sign of x in its highest bit, is canonical and belongs to a point."""
+    a, d, p = curve.a, curve.d, curve.p
+    y = int.from_bytes(encoded, "little") & ((1 << 8 * len(encoded) - 1) - 1)
+    if y >= p or y in curve.small:
+        raise _bad("The Edwards curve public key is not a canonical point of large order.")
+    x_squared = (y * y - 1) * pow(d * y * y - a, -1, p) % p
+    if pow(x_squared, (p - 1) // 2, p) != 1:
         raise _bad("The point of the credential public key does not lie on its curve.")
 
 
@@ -282,7 +339,7 @@ def _bad_encoding() -> EvidenceError:
 
 
 def _verify_eddsa(key: PublicKey, signature: bytes, message: bytes) -> None:
-    assert isinstance(key, ed25519.Ed25519PublicKey)
+    assert isinstance(key, ed25519.Ed25519PublicKey | ed448.Ed448PublicKey)
     key.verify(signature, message)
 
 
@@ -301,6 +358,7 @@ _VERIFIERS: Mapping[Algorithm, Callable[[PublicKey, bytes, bytes], None]] = {
     Algorithm.ES384: _verify_ecdsa(hashes.SHA384(), 384),
     Algorithm.ES512: _verify_ecdsa(hashes.SHA512(), 521),
     Algorithm.EDDSA: _verify_eddsa,
+    Algorithm.ED448: _verify_eddsa,
     Algorithm.RS256: _verify_rsa(padding.PKCS1v15()),
     Algorithm.PS256: _verify_rsa(padding.PSS(padding.MGF1(hashes.SHA256()), salt_length=32)),
 }
@@ -316,9 +374,11 @@ def _natural_algorithm(key: PublicKey) -> Algorithm:
                 return shape.algorithm
     elif isinstance(key, ed25519.Ed25519PublicKey):
         return Algorithm.EDDSA
+    elif isinstance(key, ed448.Ed448PublicKey):
+        return Algorithm.ED448
     elif isinstance(key, rsa.RSAPublicKey):
         return Algorithm.RS256
-    raise UsageError("Only P-256, P-384, P-521, Ed25519 and RSA public keys can be encoded.")
+    raise UsageError("Only P-256, P-384, P-521, Ed25519, Ed448 and RSA public keys can be encoded.")
 
 
 def _map_of(key: PublicKey, algorithm: Algorithm) -> dict[int, object]:
@@ -327,7 +387,7 @@ def _map_of(key: PublicKey, algorithm: Algorithm) -> dict[int, object]:
     if isinstance(key, ec.EllipticCurvePublicKey):
         numbers, size = key.public_numbers(), (key.curve.key_size + 7) // 8
         return start | {_CRV: shape.crv, _X: numbers.x.to_bytes(size, "big"), _Y: numbers.y.to_bytes(size, "big")}
-    if isinstance(key, ed25519.Ed25519PublicKey):
+    if isinstance(key, ed25519.Ed25519PublicKey | ed448.Ed448PublicKey):
         return start | {_CRV: shape.crv, _X: key.public_bytes_raw()}
     public = key.public_numbers()
     return start | {_N: _minimal(public.n), _E: _minimal(public.e)}

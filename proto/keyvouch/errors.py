@@ -87,7 +87,35 @@ class Reason(StrEnum):
     ATTESTATION_FORMAT = "attestation_format"
     ATTESTATION_STATEMENT = "attestation_statement"
     ATTESTATION_REQUIRED = "attestation_required"
+    ATTESTATION_CERTIFICATE = "attestation_cert"
     TRUST_CHAIN = "trust_chain"
+    WEAK_KEY_ROCA = "weak_key_roca"
+
+    # Authenticator metadata (FIDO Metadata Service 3)
+    METADATA_MALFORMED = "metadata_malformed"
+    METADATA_UNTRUSTED = "metadata_untrusted"
+    METADATA_STALE = "metadata_stale"
+    AUTHENTICATOR_STATUS = "authenticator_status"
+
+    # TPM evidence (TPM 2.0 Library, Part 2). TPM covers them all where WebAuthn's format `tpm` is judged.
+    TPM = "tpm"
+    TPM_PARSE = "tpm_parse"
+    TPM_MAGIC = "tpm_magic"
+    TPM_ATTEST_TYPE = "tpm_attest_type"
+    TPM_NONCE = "tpm_nonce"
+    TPM_NAME = "tpm_name"
+    TPM_PUBLIC_KEY = "tpm_public_key"
+    TPM_KEY_ATTRIBUTES = "tpm_key_attributes"
+    TPM_AK_ATTRIBUTES = "tpm_ak_attributes"
+    TPM_EK_ATTRIBUTES = "tpm_ek_attributes"
+    TPM_EK_CERTIFICATE = "tpm_ek_certificate"
+    TPM_SIGNATURE_ALGORITHM = "tpm_signature_alg"
+    TPM_CREATION = "tpm_creation"
+    TPM_NV_INDEX = "tpm_nv_index"
+    TPM_PCR_SELECTION = "tpm_pcr_selection"
+    TPM_PCR_DIGEST = "tpm_pcr_digest"
+    TPM_EVENT_LOG = "tpm_event_log"
+    TPM_EVENT_LOG_REPLAY = "tpm_event_log_replay"
 
     # Statements, tokens and proofs
     STATEMENT_MALFORMED = "statement_malformed"

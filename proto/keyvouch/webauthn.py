@@ -80,11 +80,11 @@ class AttestedCredentialData(bytes):
                 Reason.CREDENTIAL_ID_LENGTH,
                 f"A credential id has 1 to {MAX_CREDENTIAL_ID} bytes; this one has {id_length}.",
             )
-        end = _end_of_key(data, key_start)
+        public_key, end = CoseKey.parse_prefix(data, key_start)
         self = super().__new__(cls, data[start:end])
         self.aaguid = bytes(data[start : start + 16])
         self.credential_id = CredentialId(bytes(data[id_start:key_start]))
-        self.public_key = CoseKey(bytes(data[key_start:end]))
+        self.public_key = public_key
         return self, end
 
     @classmethod
@@ -219,14 +219,6 @@ class AttestationObject(bytes):
 
 
 # Authenticator data
-
-
-def _end_of_key(data: bytes, start: int) -> int:
-    try:
-        return cbor.decode_prefix(data, start, max_depth=1)[1]
-    except MalformedError as error:
-        why = f"The public key is not canonical CBOR. {error.message}"
-        raise _malformed(Reason.CREDENTIAL_PUBLIC_KEY, why) from None
 
 
 def _parse_extensions(data: bytes, start: int) -> tuple[Mapping[str, cbor.CborValue], int]:

@@ -25,6 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CommandLineError as error:
         print(error.as_json() if "--json" in words else error, file=sys.stderr)
         return 2
+    if arguments.offline:
+        from keyvouch_client.commands.verify import perform as perform_offline
+
+        return perform_offline(arguments)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own log would be mixed into what we print
     from keyvouch_client.commands.invocation import perform
 

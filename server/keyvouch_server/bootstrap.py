@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -31,6 +32,7 @@ from keyvouch_server.listener_certificates import FileCertificate, OwnCertificat
 from keyvouch_server.ports import Clock, Entropy, Store
 from keyvouch_server.relay import Relay
 from keyvouch_server.stores.sqlite import SqliteStore
+from keyvouch_server.trust_anchors import load as load_anchors
 from keyvouch_server.use_cases.access_passes import AccessPasses, CreatedPass
 from keyvouch_server.use_cases.administration import Administration, FoundedTenant
 from keyvouch_server.use_cases.decisions import Decisions
@@ -206,7 +208,8 @@ def assemble(
     keyring = Keyring(_read_key(data / _TOKEN_KEY), pepper, authority)
     relay = Relay()
     facts = ServerFacts(authority.server_id, config.rp_id, config.issuer, config.device_endpoint)
-    world = World(store, clock, entropy, keyring, relay, facts)
+    anchors = load_anchors(config.trust, instant=datetime.fromtimestamp(clock.now(), UTC))
+    world = World(store, clock, entropy, keyring, relay, facts, anchors)
     sessions = Sessions(world)
     passes = AccessPasses(world, sessions)
     devices = Devices(world, sessions)

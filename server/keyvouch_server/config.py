@@ -9,6 +9,21 @@ rp_id           = "keys.example.org"   WebAuthn relying party id: never change i
 issuer          = "https://keys.example.org"
 certificate     = "/etc/keyvouch/public.pem"   optional: the public listener's own certificate chain and key,
 key             = "/etc/keyvouch/public.key"   both or neither; without them the server's own authority signs one
+
+[[trust_anchors]]                      any number: certificates that vouch for authenticators at registration
+name            = "Example Keys"       what policies and assurances call it
+file            = "/etc/keyvouch/example-root.pem"   one or several certificates
+formats         = ["packed", "fido-u2f"]             the attestation statement formats it may vouch in
+protection      = "secure_element"     optional: where its authenticators keep keys, software if not said
+verification    = "hardware_gated"     optional: what their user verification is worth, software_gated if not said
+aaguids         = ["2fc0579f-8113-47ea-b116-bb5a8db9202a"]   optional: the only models it vouches for
+
+[metadata]                             optional: a FIDO metadata file, for all models it knows
+blob            = "/etc/keyvouch/mds.jwt"
+root            = "/etc/keyvouch/mds-root.pem"
+signer          = "mds.fidoalliance.org"             optional: the name in the certificate that signs the file
+crls            = ["/etc/keyvouch/mds.crl"]          optional: if there are any, each of its certificates needs one
+grace_days      = 30                   optional: how long after its next update the file is still believed
 """
 
 from __future__ import annotations
@@ -16,11 +31,12 @@ from __future__ import annotations
 import ipaddress
 import json
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
 from keyvouch.errors import KeyvouchError, Reason
+from keyvouch_server.trust_anchors import TrustSettings, read_settings
 
 FILE: Final = "keyvouch.toml"
 _OPTIONAL: Final = frozenset({"certificate", "key", "plaintext_listen"})
@@ -39,11 +55,18 @@ class ServerConfig:
     certificate: str = ""
     key: str = ""
     plaintext_listen: str = ""
+    trust: TrustSettings = field(default_factory=TrustSettings)
 
     def toml(self) -> str:
-        """The file's text. Strings of JSON are strings of TOML."""
-        lines = [f"{name} = {json.dumps(value)}" for name, value in asdict(self).items() if value]
+        """The text of a new server's file, which has no tables yet. Strings of JSON are strings of TOML."""
+        settings = {name: value for name in _SETTINGS if (value := getattr(self, name))}
+        lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
         return "\n".join(["[server]", *lines, ""])
+
+
+_SETTINGS: Final = tuple(f.name for f in fields(ServerConfig) if f.name != "trust")
+_TABLES: Final = frozenset({"server", "trust_anchors", "metadata"})
+_OTHERS: Final = "[[trust_anchors]] and [metadata]"
 
 
 def load_config(data: Path) -> ServerConfig:
@@ -56,13 +79,14 @@ def load_config(data: Path) -> ServerConfig:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise broken(f"{path} cannot be read: {error}", "Correct the file.") from None
     section = document.get("server")
-    if document.keys() != {"server"} or not isinstance(section, dict):
-        raise broken(f"{path} must have one section, [server]", "Correct the file.")
-    return _checked(path, section)
+    if not document.keys() <= _TABLES or not isinstance(section, dict):
+        raise broken(f"{path} has a section [server], may have {_OTHERS}, and nothing else", "Correct the file.")
+    trust = read_settings(document.get("trust_anchors"), document.get("metadata"), folder=data)
+    return replace(_checked(path, section), trust=trust)
 
 
 def _checked(path: Path, section: dict[str, Any]) -> ServerConfig:
-    known = {f.name for f in fields(ServerConfig)}
+    known = set(_SETTINGS)
     unknown = section.keys() - known
     missing = known - section.keys() - _OPTIONAL
     if unknown or missing:

@@ -18,7 +18,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from keyvouch.attestation import AttestationRequirement, CredentialRecord, verify_assertion, verify_registration
+from keyvouch.attestation import (
+    AttestationRequirement,
+    CredentialRecord,
+    TrustStore,
+    verify_assertion,
+    verify_registration,
+)
 from keyvouch.cose import Algorithm
 from keyvouch.errors import EvidenceError, KeyvouchError, Reason, RefusedError, UnauthenticatedError
 from keyvouch.ids import (
@@ -216,7 +222,7 @@ class FakeDevices:
             require_user_verification=True,
             algorithms=[Algorithm.ES256],
             attestation=AttestationRequirement.OPTIONAL,
-            anchors=[],
+            anchors=TrustStore(),
             instant=datetime.now(UTC),
         )
         row.record = CredentialRecord(

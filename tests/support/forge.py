@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
 
-from keyvouch.attestation import AttestationRequirement, CredentialRecord
+from keyvouch.attestation import AttestationRequirement, CredentialRecord, TrustStore
 from keyvouch.client_data import CollectedClientData
 from keyvouch.cose import Algorithm, CoseKey
 from keyvouch.ids import CredentialId
@@ -30,7 +30,7 @@ USER_HANDLE = b"user-handle-0001"
 CREDENTIAL_ID = CredentialId(b"credential-id-01")
 UP_UV = Flags.UP | Flags.UV
 
-PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
+PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey | rsa.RSAPrivateKey
 
 _CURVES: Mapping[Algorithm, tuple[ec.EllipticCurve, hashes.HashAlgorithm]] = {
     Algorithm.ES256: (ec.SECP256R1(), hashes.SHA256()),
@@ -43,6 +43,8 @@ def new_key(algorithm: Algorithm) -> PrivateKey:
     """Make a throw-away private key."""
     if algorithm in _CURVES:
         return ec.generate_private_key(_CURVES[algorithm][0])
+    if algorithm is Algorithm.ED448:
+        return ed448.Ed448PrivateKey.generate()
     if algorithm is Algorithm.EDDSA:
         return ed25519.Ed25519PrivateKey.generate()
     return rsa.generate_private_key(65537, 2048)
@@ -52,7 +54,7 @@ def sign(key: PrivateKey, algorithm: Algorithm, message: bytes) -> bytes:
     """Sign `message` as a WebAuthn authenticator does."""
     if isinstance(key, ec.EllipticCurvePrivateKey):
         return key.sign(message, ec.ECDSA(_CURVES[algorithm][1]))
-    if isinstance(key, ed25519.Ed25519PrivateKey):
+    if isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey):
         return key.sign(message)
     if algorithm is Algorithm.PS256:
         scheme = padding.PSS(padding.MGF1(hashes.SHA256()), salt_length=32)
@@ -102,7 +104,7 @@ class Forge:
             "attestation_object": bytes(AttestationObject.build(format, data, statement)),
             "algorithms": list(Algorithm),
             "attestation": AttestationRequirement.OPTIONAL,
-            "anchors": (),
+            "anchors": TrustStore(),
             "instant": INSTANT,
             **_expected(),
             **changes,

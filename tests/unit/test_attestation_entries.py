@@ -9,12 +9,19 @@ from typing import Any
 
 import pytest
 
-from keyvouch.attestation import AttestationRequirement, verify_assertion, verify_registration
+from keyvouch.assurance import Protection, Provenance, Verification
+from keyvouch.attestation import (
+    AttestationEvidence,
+    AttestationRequirement,
+    verify_assertion,
+    verify_registration,
+)
 from keyvouch.client_data import CollectedClientData
 from keyvouch.cose import Algorithm
 from keyvouch.errors import EvidenceError, KeyvouchError, Reason, UsageError
 from keyvouch.webauthn import AuthenticatorData, Flags
 from support.forge import AAGUID, CHALLENGE, CREDENTIAL_ID, ORIGIN, RP_ID, RP_ID_HASH, UP_UV, USER_HANDLE, Forge
+from support.samples import samples
 
 FORGE = Forge()
 TOP = "https://portal.example"
@@ -145,6 +152,40 @@ def test_embedding_w7(
 )
 def test_what_registrations_check_w3(changes: dict[str, Any], reason: Reason) -> None:
     assert refusal("registration", **changes) is reason
+
+
+@pytest.mark.parametrize("ceremony", list(BOTH))
+def test_the_shortest_challenge_that_may_be_expected(ceremony: str) -> None:
+    collected = CollectedClientData.build(TYPES[ceremony], CHALLENGE[:16], ORIGIN)
+    assert run(ceremony, client_data=collected, challenge=CHALLENGE[:16]).client_data == collected
+    with pytest.raises(UsageError):
+        run(ceremony, client_data=collected, challenge=CHALLENGE[:15])
+
+
+def test_the_response_need_not_name_the_user() -> None:
+    assert run("assertion", user_handle=None).credential_id == CREDENTIAL_ID
+
+
+def test_a_trusted_attestation_is_good_where_one_is_required() -> None:
+    arguments = samples()["packed"].arguments() | {"attestation": AttestationRequirement.TRUSTED}
+    evidence = verify_registration(**arguments).attestation
+    assert (evidence.provenance, evidence.anchor) == (Provenance.ATTESTED, "packed")
+
+
+def test_the_refusal_of_an_algorithm_names_those_that_are_allowed() -> None:
+    with pytest.raises(EvidenceError) as caught:
+        run("registration", algorithms=[Algorithm.EDDSA, Algorithm.RS256])
+    assert "EDDSA, RS256" in caught.value.fix
+
+
+def test_evidence_proves_no_more_than_it_says() -> None:
+    evidence = AttestationEvidence("none", Provenance.UNATTESTED)
+    assert (evidence.protection, evidence.verification) == (Protection.SOFTWARE, Verification.SOFTWARE_GATED)
+    assert (evidence.anchor, evidence.path, evidence.facts) == ("", (), None)
+
+
+def test_requirements_are_called_as_in_policies() -> None:
+    assert [requirement.value for requirement in AttestationRequirement] == ["optional", "trusted"]
 
 
 def test_without_attestation_the_credential_is_good_where_that_is_enough() -> None:

@@ -207,3 +207,38 @@ def test_subclasses_and_other_mappings_are_encoded_as_what_they_are() -> None:
 def test_values_outside_the_profile_are_a_mistake_of_the_caller(value: object) -> None:
     with pytest.raises(UsageError):
         cbor.encode(value)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        # Heads 28 to 30 are reserved everywhere, 31 has a meaning for strings, arrays and maps alone (RFC 8949 3).
+        *[(bytes([major << 5 | short]), Reason.CBOR_MALFORMED) for major in range(7) for short in (28, 29, 30)],
+        *[(bytes([major << 5 | 31]), Reason.CBOR_MALFORMED) for major in (0, 1, 6)],
+        *[(bytes([major << 5 | 31]), Reason.CBOR_NONCANONICAL) for major in (2, 3, 4, 5)],
+        # Simple values: 0 to 19 and 23 in one byte, 32 and more in two, and floating point of 2, 4 and 8 bytes (3.3).
+        *[(bytes([0xE0 | value]), Reason.CBOR_NONCANONICAL) for value in (0, 1, 19, 23)],
+        *[(bytes([0xE0 | value]) + bytes(16), Reason.CBOR_MALFORMED) for value in (28, 29, 30, 31)],
+        *[(bytes([0xF8, value]), Reason.CBOR_MALFORMED) for value in (0, 20, 31)],
+        *[(bytes([0xF8, value]), Reason.CBOR_NONCANONICAL) for value in (32, 255)],
+        *[(bytes([head]) + bytes(size), Reason.CBOR_NONCANONICAL) for head, size in ((0xF9, 2), (0xFA, 4), (0xFB, 8))],
+        *[(bytes([head]) + bytes(size), Reason.CBOR_MALFORMED) for head, size in ((0xF9, 1), (0xFA, 3), (0xFB, 7))],
+        (b"\xf8", Reason.CBOR_MALFORMED),
+        # A length beyond the input is told before anything that is wrong inside.
+        (b"\x82\xc0", Reason.CBOR_MALFORMED),
+        (b"\xa1\xc0", Reason.CBOR_MALFORMED),
+        (b"\xa2\xc0\x00\x00", Reason.CBOR_MALFORMED),
+    ],
+    ids=lambda value: value.hex() if isinstance(value, bytes) else value.name,
+)
+def test_reasons_of_heads_and_lengths(data: bytes, reason: Reason) -> None:
+    assert refusal(data) is reason
+
+
+def test_maps_inside_maps_count_one_each() -> None:
+    deepest: cbor.CborValue = {}
+    for _ in range(3):
+        deepest = {0: deepest}
+    assert cbor.decode(cbor.encode(deepest)) == deepest
+    assert refusal(cbor.encode({0: deepest})) is Reason.CBOR_LIMIT
+    assert cbor.decode(cbor.encode({0: [{0: [0]}]})) == {0: [{0: [0]}]}

@@ -10,8 +10,9 @@ import pytest
 import keyvouch_client
 from keyvouch.errors import DeviceError, Reason, UsageError
 from keyvouch.v1 import administration_pb2, common_pb2
+from keyvouch_client.commands.messages import document, spoken
 from keyvouch_client.commands.number import large
-from keyvouch_client.commands.output import Output, document, inert, spoken, table
+from keyvouch_client.commands.output import Output, inert, table
 from keyvouch_client.commands.policy import _assign, _settings
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import pytest
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from keyvouch import cbor
-from keyvouch.cose import Algorithm, CoseKey
+from keyvouch.cose import Algorithm, CoseKey, _check_der, verify_signature_by
 from keyvouch.errors import EvidenceError, MalformedError, Reason, UsageError
 from support.forge import new_key, sign
 from support.vectors import load
@@ -27,6 +29,7 @@ def encoded(algorithm: Algorithm) -> dict[Any, Any]:
 
 EC2 = encoded(Algorithm.ES256)
 OKP = encoded(Algorithm.EDDSA)
+OKP448 = encoded(Algorithm.ED448)
 RSA = encoded(Algorithm.RS256)
 
 
@@ -112,6 +115,16 @@ def test_the_curve_names_the_algorithm(algorithm: Algorithm, curve: ec.EllipticC
         (OKP, {-2: bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa")}),
         (OKP, {-2: b"\x02" + bytes(31)}),
         (OKP, {-2: bytes(31)}),
+        (OKP448, {-1: 6}),
+        (OKP448, {3: -8}),
+        (OKP448, {-2: bytes(57)}),  # y = 0, order 4
+        (OKP448, {-2: b"\x01" + bytes(56)}),
+        (OKP448, {-2: b"\x01" + bytes(55) + b"\x80"}),
+        (OKP448, {-2: ((1 << 448) - (1 << 224) - 2).to_bytes(57, "little")}),  # y = -1, order 2
+        (OKP448, {-2: ((1 << 448) - (1 << 224) - 1).to_bytes(57, "little")}),  # y = p is 0 again
+        (OKP448, {-2: OKP448[-2][:56] + b"\x40"}),
+        (OKP448, {-2: b"\x02" + bytes(56)}),
+        (OKP448, {-2: OKP448[-2][:56]}),
         (OKP, {-3: bytes(32)}),
         (OKP, {-4: bytes(32)}),
         (RSA, {1: 2}),
@@ -162,7 +175,8 @@ def test_bytes_that_are_not_canonical_are_refused(data: bytes) -> None:
         lambda: (ed25519.Ed25519PrivateKey.generate().public_key(), Algorithm.RS256),
         lambda: (rsa.generate_private_key(65537, 2048).public_key(), Algorithm.ES256),
         lambda: (rsa.generate_private_key(3, 2048).public_key(), None),
-        lambda: (ed448.Ed448PrivateKey.generate().public_key(), None),
+        lambda: (ed448.Ed448PrivateKey.generate().public_key(), Algorithm.EDDSA),
+        lambda: (ed25519.Ed25519PrivateKey.generate().public_key(), Algorithm.ED448),
         lambda: (dsa.generate_parameters(1024).generate_private_key().public_key(), None),
     ],
 )
@@ -170,6 +184,37 @@ def test_keys_that_cannot_be_encoded_are_a_mistake_of_the_caller(make: Callable[
     key, algorithm = make()
     with pytest.raises(UsageError):
         CoseKey.from_public_key(key, algorithm)
+
+
+@pytest.mark.parametrize("algorithm", list(Algorithm), ids=lambda algorithm: algorithm.name)
+def test_keys_of_certificates_verify_for_their_own_algorithms_alone(algorithm: Algorithm) -> None:
+    private = new_key(algorithm)
+    key, signature = private.public_key(), sign(private, algorithm, MESSAGE)
+    verify_signature_by(key, algorithm, signature=signature, message=MESSAGE)
+    with pytest.raises(EvidenceError) as caught:
+        verify_signature_by(key, algorithm, signature=signature, message=MESSAGE + b".")
+    assert caught.value.reason is Reason.SIGNATURE
+    both = {Algorithm.RS256, Algorithm.PS256}
+    for other in set(Algorithm) - ({algorithm} | (both if algorithm in both else set())):
+        with pytest.raises(UsageError):
+            verify_signature_by(key, other, signature=signature, message=MESSAGE)
+
+
+def test_ed448_as_published() -> None:
+    """RFC 8032 section 7.4, the test with one octet."""
+    public = bytes.fromhex(
+        "43ba28f430cdff456ae531545f7ecd0ac834a55d9358c0372bfa0c6c6798c0866aea01eb00742802b8438ea4cb82169c235160627b4c3a94"
+        "80"
+    )
+    signature = bytes.fromhex(
+        "26b8f91727bd62897af15e41eb43c377efb9c610d48f2335cb0bd0087810f4352541b143c4b981b7e18f62de8ccdf633fc1bf037ab7cd779"
+        "805e0dbcc0aae1cbcee1afb2e027df36bc04dcecbf154336c19f0af7e0a6472905e799f1953d2a0ff3348ab21aa4adafd1d234441cf807c0"
+        "3a00"
+    )
+    key = CoseKey.from_map({1: 1, 3: -53, -1: 7, -2: public})
+    key.verify_signature(signature=signature, message=b"\x03")
+    with pytest.raises(EvidenceError):
+        key.verify_signature(signature=signature, message=b"\x04")
 
 
 def integer(content: bytes) -> bytes:
@@ -246,3 +291,114 @@ def test_wycheproof(name: str) -> None:
             assert verdict == ("valid" if test["result"] == "valid" else "invalid"), test["comment"]
             seen[verdict] += 1
     assert seen == expected
+
+
+# What a table says is only pinned by numbers that come from elsewhere than the table.
+
+
+def test_algorithms_have_their_registered_numbers() -> None:
+    assert {algorithm.name: int(algorithm) for algorithm in Algorithm} == {
+        "ES256": -7,
+        "EDDSA": -8,
+        "ES384": -35,
+        "ES512": -36,
+        "PS256": -37,
+        "ED448": -53,
+        "RS256": -257,
+    }
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "curve", "number"),
+    [
+        (Algorithm.ES256, ec.SECP256R1(), 1),
+        (Algorithm.ES384, ec.SECP384R1(), 2),
+        (Algorithm.ES512, ec.SECP521R1(), 3),
+    ],
+)
+def test_elliptic_curve_keys_as_the_registry_has_them(
+    algorithm: Algorithm, curve: ec.EllipticCurve, number: int
+) -> None:
+    public = ec.generate_private_key(curve).public_key()
+    numbers, size = public.public_numbers(), (curve.key_size + 7) // 8
+    x, y = numbers.x.to_bytes(size, "big"), numbers.y.to_bytes(size, "big")
+    assert CoseKey.from_map({1: 2, 3: int(algorithm), -1: number, -2: x, -3: y}).key_object() == public
+
+
+def rsa_map(modulus: int, algorithm: int = -257) -> dict[int, object]:
+    size = (modulus.bit_length() + 7) // 8
+    return {1: 3, 3: algorithm, -1: modulus.to_bytes(size, "big"), -2: b"\x01\x00\x01"}
+
+
+@pytest.mark.parametrize("algorithm", [Algorithm.RS256, Algorithm.PS256])
+@pytest.mark.parametrize("bits", [2048, 3072, 4096])
+def test_rsa_keys_as_the_registry_has_them(algorithm: Algorithm, bits: int) -> None:
+    key = CoseKey.from_map(rsa_map((1 << bits) - 1, int(algorithm)))
+    assert isinstance(key.key_object(), rsa.RSAPublicKey)
+    assert (key.algorithm, key.key_object().key_size) == (algorithm, bits)
+
+
+@pytest.mark.parametrize("bits", [1, 1024, 2047, 4097])
+def test_rsa_keys_of_other_sizes(bits: int) -> None:
+    assert refusal(rsa_map((1 << bits) - 1)) is Reason.CREDENTIAL_PUBLIC_KEY
+
+
+def test_an_rsa_key_of_the_weak_library() -> None:
+    product = prod(n for n in range(3, 168) if all(n % d for d in range(2, n)))
+    weak = pow(65537, 7, product) + (product << 1830)
+    assert 2048 <= weak.bit_length() <= 4096
+    assert weak % 2
+    for make in (CoseKey.from_map, lambda key: CoseKey(cbor.encode(key))):
+        with pytest.raises(EvidenceError) as caught:
+            make(rsa_map(weak))
+        assert caught.value.reason is Reason.WEAK_KEY_ROCA
+
+
+def signature_of(*integers: bytes, opening: bytes = b"\x30") -> bytes:
+    content = b"".join(b"\x02" + bytes([len(integer)]) + integer for integer in integers)
+    return opening + bytes([len(content)]) + content
+
+
+ONE = b"\x01"
+ENCODINGS: dict[str, tuple[bytes, type[Exception] | None]] = {
+    "shortest": (signature_of(ONE, ONE), None),
+    "zero before a high bit": (signature_of(b"\x00\x80", ONE), None),
+    "a zero": (signature_of(b"\x00", ONE), None),
+    "longest with one byte of length": (b"\x30\x7f" + signature_of(ONE * 61, ONE * 62)[2:], None),
+    "shortest with two bytes of length": (b"\x30\x81\x80" + signature_of(ONE * 62, ONE * 62)[2:], None),
+    "longest": (b"\x30\x81\x88" + signature_of(ONE * 66, ONE * 66)[2:], None),
+    "zero before a low bit": (signature_of(b"\x00\x01", ONE), EvidenceError),
+    "zero before the second": (signature_of(ONE, b"\x00\x7f"), EvidenceError),
+    "nothing": (b"", InvalidSignature),
+    "seven bytes": (signature_of(ONE, b""), InvalidSignature),
+    "no sequence": (signature_of(ONE, ONE, opening=b"\x31"), InvalidSignature),
+    "length too long": (b"\x30\x07" + signature_of(ONE, ONE)[2:], InvalidSignature),
+    "length too short": (b"\x30\x05" + signature_of(ONE, ONE)[2:], InvalidSignature),
+    "two bytes of length for 127": (b"\x30\x81\x7f" + signature_of(ONE * 61, ONE * 62)[2:], InvalidSignature),
+    "one byte of length for 128": (b"\x30\x80" + signature_of(ONE * 62, ONE * 62)[2:], InvalidSignature),
+    "first is no integer": (b"\x30\x06\x03\x01\x01\x02\x01\x01", InvalidSignature),
+    "second is no integer": (b"\x30\x06\x02\x01\x01\x03\x01\x01", InvalidSignature),
+    "first is empty": (b"\x30\x06\x02\x00\x02\x02\x01\x01", InvalidSignature),
+    "second is empty": (b"\x30\x06\x02\x02\x01\x01\x02\x00", InvalidSignature),
+    "first is negative": (signature_of(b"\x80", ONE), InvalidSignature),
+    "second is negative": (signature_of(ONE, b"\xff"), InvalidSignature),
+    "first goes beyond the end": (b"\x30\x06\x02\x05\x01\x02\x01\x01", InvalidSignature),
+    "second goes beyond the end": (b"\x30\x06\x02\x01\x01\x02\x02\x01", InvalidSignature),
+    "second is cut to its tag": (b"\x30\x06\x02\x03\x01\x01\x01\x02", InvalidSignature),
+    "one integer": (b"\x30\x06\x02\x04\x01\x01\x01\x01", InvalidSignature),
+    "three integers": (signature_of(ONE, ONE, ONE), InvalidSignature),
+    "a byte more": (signature_of(ONE, ONE) + b"\x00", InvalidSignature),
+    "a byte more inside": (b"\x30\x07" + signature_of(ONE, ONE)[2:] + b"\x00", InvalidSignature),
+    "first is longer than the curve": (signature_of(ONE * 67, ONE), InvalidSignature),
+    "second is longer than the curve": (signature_of(ONE, ONE * 67), InvalidSignature),
+}
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_the_encoding_is_judged_before_a_library_sees_it(name: str) -> None:
+    signature, error = ENCODINGS[name]
+    if error is None:
+        _check_der(signature, 66)
+        return
+    with pytest.raises(error):
+        _check_der(signature, 66)

@@ -309,3 +309,83 @@ def test_an_attestation_object_is_its_bytes() -> None:
 )
 def test_attestation_objects_of_any_other_shape(data: bytes, reason: Reason) -> None:
     assert refusal(AttestationObject, data) is reason
+
+
+@pytest.mark.parametrize("size", [MAX_CLIENT_DATA, MAX_CLIENT_DATA + 1])
+def test_the_longest_client_data(size: int) -> None:
+    data = client_data(padding="")
+    data = client_data(padding="x" * (size - len(data)))
+    assert len(data) == size
+    if size == 64 * 1024:
+        assert CollectedClientData(data) == data
+    else:
+        assert refusal(CollectedClientData, data) is Reason.CLIENT_DATA_JSON
+
+
+@pytest.mark.parametrize(
+    ("inside", "depth"),
+    [
+        ([[[[[[[1]]]]]]], 8),
+        ([[[[[[[[1]]]]]]]], 9),
+        ({"b": [1], "c": [[[[[[1]]]]]]}, 8),
+        ({"b": [1], "c": [[[[[[[1]]]]]]]}, 9),
+        ({"b": {"d": [1]}, "c": [[[[[[[1]]]]]]]}, 9),
+    ],
+)
+def test_brackets_are_counted_up_and_down(inside: object, depth: int) -> None:
+    data = client_data(a=[1], x=inside, z=[[[[[[[1]]]]]]])
+    if depth <= MAX_JSON_DEPTH == 8:
+        assert CollectedClientData(data) == data
+    else:
+        assert refusal(CollectedClientData, data) is Reason.CLIENT_DATA_JSON
+
+
+def test_built_client_data_is_utf8() -> None:
+    built = CollectedClientData.build("webauthn.get", CHALLENGE, "https://b\u00fccher.example")
+    assert "https://b\u00fccher.example".encode() in built
+
+
+def test_a_client_that_does_not_say_is_in_no_cross_origin_frame() -> None:
+    text = json.dumps({"type": "webauthn.get", "challenge": base64url.encode(CHALLENGE), "origin": ORIGIN})
+    assert CollectedClientData(text.encode()).cross_origin is False
+
+
+@pytest.mark.parametrize(
+    ("status", "is_good"),
+    [
+        ({"status": "not-supported"}, True),
+        ({"status": "supported"}, True),
+        ({"status": "present", "id": "x"}, True),
+        ({"status": "other", "id": "x"}, False),
+        ({"id": "x"}, False),
+    ],
+)
+def test_token_binding_by_its_status(status: dict[str, str], is_good: bool) -> None:
+    data = client_data(tokenBinding=status)
+    if is_good:
+        assert CollectedClientData(data) == data
+    else:
+        assert refusal(CollectedClientData, data) is Reason.TOKEN_BINDING
+
+
+def test_the_shortest_credential_id() -> None:
+    attested = AttestedCredentialData.build(AAGUID, b"x", Forge().public_key)
+    assert AttestedCredentialData(bytes(attested)).credential_id == b"x"
+
+
+@pytest.mark.parametrize("flags", [0, 0xFF])
+def test_flags_at_both_ends(flags: int) -> None:
+    built = AuthenticatorData.build(RP_ID_HASH, flags, 0)
+    assert built.flags == flags & ~(Flags.AT | Flags.ED)
+
+
+def test_the_longest_attestation_object() -> None:
+    data = AuthenticatorData.build(RP_ID_HASH, UP_UV, 0, attested=Forge().attested())
+
+    def made(size: int) -> bytes:
+        members = {"fmt": "x", "attStmt": {"x": bytes(size)}, "authData": data}
+        return cbor.encode(members)
+
+    fits = 64 * 1024 - (len(made(1 << 15)) - (1 << 15))
+    assert len(AttestationObject(made(fits))) == 64 * 1024
+    assert refusal(AttestationObject, made(fits + 1)) is Reason.ATTESTATION_OBJECT

@@ -88,3 +88,11 @@ def test_the_credential_itself(changes: dict[str, str], reason: Reason) -> None:
 def test_what_is_no_object() -> None:
     with pytest.raises(MalformedError):
         RegistrationResponse.from_json([])
+
+
+@pytest.mark.parametrize("kind", [RegistrationResponse, AuthenticationResponse])
+@pytest.mark.parametrize("document", [None, [], "text", 1])
+def test_what_is_no_object_is_a_missing_member(kind: Any, document: object) -> None:
+    with pytest.raises(MalformedError) as caught:
+        kind.from_json(document)
+    assert caught.value.reason is Reason.MISSING_FIELD

@@ -12,18 +12,20 @@ from keyvouch.attestation.evidence import (
     AttestationEvidence,
     AttestationRequirement,
     CredentialRecord,
-    TrustAnchor,
     VerifiedAssertion,
     VerifiedRegistration,
     assurance_of,
 )
 from keyvouch.attestation.registration import verify_registration
+from keyvouch.attestation.trust import Distrust, TrustAnchor, TrustStore
 
 __all__ = [
     "AttestationEvidence",
     "AttestationRequirement",
     "CredentialRecord",
+    "Distrust",
     "TrustAnchor",
+    "TrustStore",
     "VerifiedAssertion",
     "VerifiedRegistration",
     "assurance_of",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, unique
+from typing import TypeAlias
 
 from cryptography import x509
 
@@ -16,10 +17,13 @@ from keyvouch.ids import CredentialId
 from keyvouch.webauthn import AttestationObject, AuthenticatorData, CollectedClientData
 
 __all__ = [
+    "AndroidKeyFacts",
     "AttestationEvidence",
     "AttestationRequirement",
     "CredentialRecord",
-    "TrustAnchor",
+    "Facts",
+    "PivFacts",
+    "TpmFacts",
     "VerifiedAssertion",
     "VerifiedRegistration",
     "assurance_of",
@@ -37,11 +41,38 @@ class AttestationRequirement(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class TrustAnchor:
-    """A certificate that is trusted to vouch for authenticators. `name` is what policy and assurance call it."""
+class TpmFacts:
+    """What an attestation key certificate says of its TPM (WebAuthn section 8.3.1): TCG vendor, part, firmware."""
 
-    name: str
-    certificate: x509.Certificate
+    manufacturer: str
+    model: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class AndroidKeyFacts:
+    """What an Android key attestation says (WebAuthn section 8.4.1): `software`, `tee` or `strongbox`."""
+
+    security_level: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class PivFacts:
+    """What a PIV attestation certificate says of the card and the slot. `serial` is None where it is not stated.
+
+    `pin_policy` is `never`, `once` or `always`; `touch_policy` is `never`, `always` or `cached`.
+    """
+
+    slot: str
+    firmware: str
+    serial: int | None
+    pin_policy: str
+    touch_policy: str
+    form_factor: int | None
+
+
+Facts: TypeAlias = TpmFacts | AndroidKeyFacts | PivFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +80,8 @@ class AttestationEvidence:
     """What an attestation statement proves about the authenticator.
 
     `anchor` is the name of the trust anchor, empty unless `provenance` is attested. `protection` is where the
-    chain says the key lives, `verification` what a set UV flag of this authenticator is worth.
+    chain says the key lives, `verification` what a set UV flag of this authenticator is worth. `path` is the
+    validated certification path, leaf first and without the anchor; `facts` what only this format tells.
     """
 
     format: str
@@ -57,6 +89,8 @@ class AttestationEvidence:
     anchor: str = ""
     protection: Protection = Protection.SOFTWARE
     verification: Verification = Verification.SOFTWARE_GATED
+    path: tuple[x509.Certificate, ...] = ()
+    facts: Facts | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from datetime import datetime
 
 from keyvouch.assurance import Provenance
@@ -10,10 +10,10 @@ from keyvouch.attestation.ceremony import Expected, check_authenticator_data, ch
 from keyvouch.attestation.evidence import (
     AttestationEvidence,
     AttestationRequirement,
-    TrustAnchor,
     VerifiedRegistration,
 )
 from keyvouch.attestation.formats import FORMATS
+from keyvouch.attestation.trust import TrustStore
 from keyvouch.client_data import CollectedClientData
 from keyvouch.cose import Algorithm
 from keyvouch.errors import EvidenceError, Reason, UsageError
@@ -32,7 +32,7 @@ def verify_registration(
     require_user_verification: bool,
     algorithms: Collection[Algorithm],
     attestation: AttestationRequirement,
-    anchors: Sequence[TrustAnchor],
+    anchors: TrustStore,
     instant: datetime,
     allow_cross_origin: bool = False,
     top_origins: Collection[str] = (),
@@ -89,7 +89,7 @@ def _check_algorithm(algorithm: Algorithm, allowed: Collection[Algorithm]) -> No
 
 
 def _verify_statement(
-    attested: AttestationObject, client_data_hash: bytes, anchors: Sequence[TrustAnchor], instant: datetime
+    attested: AttestationObject, client_data_hash: bytes, anchors: TrustStore, instant: datetime
 ) -> AttestationEvidence:
     verify = FORMATS.get(attested.format)
     if verify is None:

@@ -31,6 +31,8 @@ class _ProtectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Protection
     PROTECTION_TPM: _Protection.ValueType  # 2
     PROTECTION_SECURE_ELEMENT: _Protection.ValueType  # 3
     PROTECTION_SMARTCARD: _Protection.ValueType  # 4
+    PROTECTION_TEE: _Protection.ValueType  # 5
+    """A trusted execution environment: an isolated part of the main processor."""
 
 class Protection(_Protection, metaclass=_ProtectionEnumTypeWrapper):
     """What holds a credential private key, as far as verified evidence shows."""
@@ -41,6 +43,8 @@ PROTECTION_SOFTWARE: Protection.ValueType  # 1
 PROTECTION_TPM: Protection.ValueType  # 2
 PROTECTION_SECURE_ELEMENT: Protection.ValueType  # 3
 PROTECTION_SMARTCARD: Protection.ValueType  # 4
+PROTECTION_TEE: Protection.ValueType  # 5
+"""A trusted execution environment: an isolated part of the main processor."""
 Global___Protection: _TypeAlias = Protection  # noqa: Y015
 
 class _Verification:
@@ -96,7 +100,7 @@ class _RequiredProtectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Re
     REQUIRED_PROTECTION_UNSPECIFIED: _RequiredProtection.ValueType  # 0
     REQUIRED_PROTECTION_ANY: _RequiredProtection.ValueType  # 1
     REQUIRED_PROTECTION_HARDWARE: _RequiredProtection.ValueType  # 2
-    """Any of the three hardware kinds."""
+    """Any of the hardware kinds."""
 
 class RequiredProtection(_RequiredProtection, metaclass=_RequiredProtectionEnumTypeWrapper):
     """What a policy may ask of the place of a key."""
@@ -104,7 +108,7 @@ class RequiredProtection(_RequiredProtection, metaclass=_RequiredProtectionEnumT
 REQUIRED_PROTECTION_UNSPECIFIED: RequiredProtection.ValueType  # 0
 REQUIRED_PROTECTION_ANY: RequiredProtection.ValueType  # 1
 REQUIRED_PROTECTION_HARDWARE: RequiredProtection.ValueType  # 2
-"""Any of the three hardware kinds."""
+"""Any of the hardware kinds."""
 Global___RequiredProtection: _TypeAlias = RequiredProtection  # noqa: Y015
 
 class _Decision:

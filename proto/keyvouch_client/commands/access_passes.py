@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from keyvouch.errors import UsageError
 from keyvouch.v1 import administration_pb2, common_pb2
 from keyvouch_client.commands.invocation import Invocation, pages
-from keyvouch_client.commands.output import Output, document, inert, spoken, table
+from keyvouch_client.commands.messages import document, spoken
+from keyvouch_client.commands.output import Output, inert, table
 
 __all__ = ["code_lines", "create", "delete", "list_passes"]
 

@@ -8,7 +8,8 @@ from keyvouch.errors import KeyvouchError, Reason, UnauthenticatedError, Unavail
 from keyvouch.v1 import common_pb2, security_info_pb2, sessions_pb2
 from keyvouch_client.commands.devices import device_table
 from keyvouch_client.commands.invocation import Invocation, pages
-from keyvouch_client.commands.output import document, inert, spoken, table
+from keyvouch_client.commands.messages import document, spoken
+from keyvouch_client.commands.output import inert, table
 
 __all__ = ["jwks", "security_info", "sessions", "sign_out", "whoami"]
 

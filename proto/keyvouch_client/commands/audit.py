@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from keyvouch.v1 import administration_pb2, common_pb2
 from keyvouch_client.commands.invocation import Invocation, pages
-from keyvouch_client.commands.output import document, table
+from keyvouch_client.commands.messages import document
+from keyvouch_client.commands.output import table
 
 __all__ = ["show"]
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from keyvouch.v1 import administration_pb2, common_pb2
 from keyvouch_client.commands.invocation import Invocation, pages
-from keyvouch_client.commands.output import Output, document, spoken, table
+from keyvouch_client.commands.messages import document, spoken
+from keyvouch_client.commands.output import Output, table
 
 __all__ = ["device_table", "list_devices", "remove"]
 

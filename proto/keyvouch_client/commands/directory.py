@@ -5,7 +5,8 @@ from __future__ import annotations
 from keyvouch.v1 import administration_pb2, common_pb2
 from keyvouch_client.commands.access_passes import code_lines
 from keyvouch_client.commands.invocation import Invocation, pages
-from keyvouch_client.commands.output import document, inert, spoken, table
+from keyvouch_client.commands.messages import document, spoken
+from keyvouch_client.commands.output import inert, table
 
 __all__ = ["create_tenant", "create_user", "delete_user", "list_tenants", "list_users"]
 

@@ -1,7 +1,8 @@
 """Showing results: JSON for programs, aligned text for people.
 
 Text from elsewhere (names, messages) is made inert before it reaches a terminal: control and direction characters
-would let a name pretend to be output of this program. Not here: what is shown.
+would let a name pretend to be output of this program. Not here: what is shown, and messages of the protocol
+(`commands.messages`), so that a command that talks to no server loads nothing of it.
 """
 
 from __future__ import annotations
@@ -13,15 +14,11 @@ import textwrap
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TextIO, cast
+from typing import TextIO
 
-from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
-
-from keyvouch.base64url import encode as base64url
 from keyvouch.errors import KeyvouchError
 
-__all__ = ["Output", "document", "fields_of", "inert", "spoken", "table", "words_of"]
+__all__ = ["Output", "inert", "table"]
 
 
 class Output:
@@ -40,6 +37,16 @@ class Output:
         text = json.dumps(result, ensure_ascii=False) if self.as_json else "\n".join(lines)
         self._stdout.write(text + "\n")
         self._stdout.flush()
+
+    def line(self, result: Mapping[str, object]) -> None:
+        """Show a result as one line of JSON in ASCII, with and without `--json`."""
+        self._stdout.write(json.dumps(result) + "\n")
+        self._stdout.flush()
+
+    def aside(self, result: Mapping[str, object]) -> None:
+        """Show JSON that is not a result, such as counts of results, beside them."""
+        self._stderr.write(json.dumps(result) + "\n")
+        self._stderr.flush()
 
     def note(self, text: str) -> None:
         """Tell a person something that is not a result; silent with `--json`."""
@@ -103,12 +110,6 @@ _REPLACED = "\N{REPLACEMENT CHARACTER}"
 _HARMFUL = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
-def spoken(enum_name: str, prefix: str) -> str:
-    """`ROLE_GLOBAL_READER` with prefix `ROLE_` as `global_reader`; unspecified as an empty text."""
-    name = enum_name.removeprefix(prefix).lower()
-    return "" if name == "unspecified" else name
-
-
 def table(titles: Sequence[str], rows: Iterable[Sequence[object]], *, columns: int | None = None) -> str:
     """Columns under their titles; cells are made inert.
 
@@ -140,39 +141,3 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 
 def _width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1 for c in text)
-
-
-def fields_of(message: Message) -> list[FieldDescriptor]:
-    """The fields of a message, in the order of their definition."""
-    return list(cast("Sequence[FieldDescriptor]", message.DESCRIPTOR.fields))
-
-
-def words_of(field: FieldDescriptor) -> dict[int, str]:
-    """The values of an enum field as lower-case words without their common prefix, by number; else nothing."""
-    if field.enum_type is None:
-        return {}
-    prefix = field.enum_type.values_by_number[0].name.removesuffix("UNSPECIFIED")
-    return {value.number: value.name.removeprefix(prefix).lower() for value in field.enum_type.values}
-
-
-def document(message: Message) -> dict[str, object]:
-    """A message as JSON: its field names, enums as lower-case words, bytes as base64url, instants as numbers."""
-    return {field.name: _value(field, getattr(message, field.name)) for field in fields_of(message)}
-
-
-def _value(field: FieldDescriptor, value: object) -> object:
-    if isinstance(value, Mapping):
-        return {str(key): item for key, item in value.items()}
-    if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
-        return [_single(field, item) for item in value]
-    return _single(field, value)
-
-
-def _single(field: FieldDescriptor, value: object) -> object:
-    if isinstance(value, Message):
-        return document(value)
-    if isinstance(value, bytes):
-        return base64url(value)
-    if field.enum_type is not None and isinstance(value, int):
-        return "" if value == 0 else words_of(field).get(value, str(value))
-    return value

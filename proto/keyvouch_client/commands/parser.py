@@ -21,6 +21,8 @@ _ROLES = (
     "global_administrator",
 )
 
+_PROFILES = ("core", "strict", "json-api")
+
 
 class CommandLineError(Exception):
     """The command line is not one this program knows."""
@@ -48,7 +50,8 @@ def build_parser() -> _Parser:
     common = _common_arguments()
     parser = _Parser(
         prog="keyvouch",
-        description="Sign in without a password, look after your session and your devices, administer a tenant.",
+        description="Sign in without a password, look after your session and your devices, administer a tenant, judge "
+        "recorded evidence.",
         epilog="The server, its CA, the tenant and the user are remembered from the last sign-in. "
         "KEYVOUCH_SERVER and KEYVOUCH_CA name the first two; KEYVOUCH_HOME is where the session is kept.",
         parents=[common],
@@ -59,6 +62,12 @@ def build_parser() -> _Parser:
     admin = commands.add_parser("admin", help="administer your tenant", parents=[common], allow_abbrev=False)
     _add_admin(admin.add_subparsers(title="objects", metavar="OBJECT", required=True), common)
     return parser
+
+
+def _json_argument() -> _Parser:
+    common = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--json", action="store_true", help="errors and counts as JSON, as results are anyway")
+    return common
 
 
 def _common_arguments() -> _Parser:
@@ -82,7 +91,7 @@ def _leaf(
     leaf = commands.add_parser(
         name, help=text, description=text[0].upper() + text[1:] + ".", parents=[common], allow_abbrev=False
     )
-    leaf.set_defaults(run=f"keyvouch_client.commands.{run}")
+    leaf.set_defaults(run=f"keyvouch_client.commands.{run}", offline=False)
     return leaf
 
 
@@ -111,6 +120,32 @@ def _add_own(commands: _Commands, common: _Parser) -> None:
     )
     security.add_argument("--remove", metavar="DEVICE", help="remove one of your devices, with its sessions")
     _leaf(commands, common, "jwks", "account:jwks", "print the public keys of access tokens (JWK Set)")
+    _add_verify(commands)
+
+
+def _add_verify(commands: _Commands) -> None:
+    text = "judge recorded evidence; needs no server and no sign-in"
+    verify = _leaf(commands, _json_argument(), "verify", "verify:perform", text)
+    verify.set_defaults(offline=True)
+    verify.epilog = (
+        "One line of JSON for each vector: id, decision, reason, assurance; and expected, where that is something "
+        "else. Exit status: 0 all as expected, 1 some are not, 2 some could not be used. The form of the files is "
+        "described in proto/README.md, Evidence files."
+    )
+    verify.add_argument("files", nargs="*", metavar="FILE", help="JSON, or JSON Lines; default, and -: standard input")
+    verify.add_argument("--explain", action="store_true", help="add message and fix, or the facts that are proved")
+    verify.add_argument("--summary", action="store_true", help="count by class on standard error")
+    verify.add_argument(
+        "--anchors",
+        action="append",
+        default=[],
+        metavar="DIR|FILE.pem",
+        help="trust these certificates too; may be repeated",
+    )
+    verify.add_argument(
+        "--now", metavar="TIME", help="judge as of this instant (ISO 8601); default: policy.now, else now"
+    )
+    verify.add_argument("--profile", choices=_PROFILES, help="only vectors of this profile; default: all")
 
 
 def _add_admin(objects: _Commands, common: _Parser) -> None:

@@ -14,7 +14,8 @@ from google.protobuf.message import Message
 from keyvouch.errors import UsageError
 from keyvouch.v1 import administration_pb2
 from keyvouch_client.commands.invocation import Invocation
-from keyvouch_client.commands.output import document, fields_of, inert, words_of
+from keyvouch_client.commands.messages import document, fields_of, words_of
+from keyvouch_client.commands.output import inert
 
 __all__ = ["change", "show"]
 

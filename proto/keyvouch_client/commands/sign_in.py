@@ -16,8 +16,9 @@ from pathlib import Path
 from keyvouch.errors import KeyvouchError, UsageError
 from keyvouch.v1 import common_pb2
 from keyvouch_client.commands.invocation import Invocation
+from keyvouch_client.commands.messages import document, spoken
 from keyvouch_client.commands.number import large
-from keyvouch_client.commands.output import document, inert, spoken
+from keyvouch_client.commands.output import inert
 from keyvouch_client.connection import Connection
 from keyvouch_client.session import Session
 from keyvouch_client.session_file import StoredState, Target

@@ -7,7 +7,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
 
-from keyvouch.attestation import AttestationRequirement, VerifiedRegistration, assurance_of, verify_registration
+from keyvouch.attestation import (
+    AttestationRequirement,
+    VerifiedRegistration,
+    assurance_of,
+    verify_registration,
+)
 from keyvouch.cose import Algorithm
 from keyvouch.errors import ConflictError, KeyvouchError, Reason, RefusedError, UnauthenticatedError
 from keyvouch.ids import DEVICE, REGISTRATION, CredentialId, DeviceId, RegistrationId
@@ -208,7 +213,7 @@ class Registrations:
             require_user_verification=True,
             algorithms=ALGORITHMS,
             attestation=AttestationRequirement.OPTIONAL,
-            anchors=(),
+            anchors=self._world.anchors,
             instant=datetime.fromtimestamp(self._world.clock.now(), UTC),
         )
         key = load_proof_key(row.channel_key, reason=Reason.CHANNEL_KEY)

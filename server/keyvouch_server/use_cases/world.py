@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 
 from keyvouch import base64url
+from keyvouch.attestation import TrustStore
 from keyvouch.errors import KeyvouchError, NotFoundError, Reason, UnauthenticatedError
 from keyvouch.ids import ID_ENTROPY, ServerId, TenantId, UserId, new_id
 from keyvouch_server.domain.model import AuditRecord, PolicyVersion, Session, Tenant, User
@@ -52,6 +53,8 @@ class World:
     keys: Keys
     announcer: Announcer
     facts: ServerFacts
+    anchors: TrustStore = field(default_factory=TrustStore)
+    """What may vouch for authenticators at registration."""
     policies: dict[str, Policy] = field(default_factory=dict)
     """Parsed policies by their stored text; bounded in `policy_of`."""
 

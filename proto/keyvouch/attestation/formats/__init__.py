@@ -7,12 +7,13 @@ returns what the statement proves, or raises: `ATTESTATION_STATEMENT` for a stat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Protocol
 
-from keyvouch.attestation.evidence import AttestationEvidence, TrustAnchor
-from keyvouch.attestation.formats import none, packed
+from keyvouch.attestation.evidence import AttestationEvidence
+from keyvouch.attestation.formats import android_key, apple, fido_u2f, none, packed, piv, tpm
+from keyvouch.attestation.trust import TrustStore
 from keyvouch.webauthn import AttestationObject
 
 __all__ = ["FORMATS", "StatementVerifier"]
@@ -26,7 +27,7 @@ class StatementVerifier(Protocol):
         attested: AttestationObject,
         *,
         client_data_hash: bytes,
-        anchors: Sequence[TrustAnchor],
+        anchors: TrustStore,
         instant: datetime,
     ) -> AttestationEvidence:
         """Return what the statement proves; raise `EvidenceError` or `MalformedError` otherwise."""
@@ -36,5 +37,10 @@ class StatementVerifier(Protocol):
 FORMATS: Mapping[str, StatementVerifier] = {
     "none": none.verify,
     "packed": packed.verify,
+    "fido-u2f": fido_u2f.verify,
+    "android-key": android_key.verify,
+    "apple": apple.verify,
+    "piv": piv.verify,
+    "tpm": tpm.verify,
 }
 """The verifier of each format, by its identifier in the IANA registry (case-sensitive)."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 
 from keyvouch.assurance import Provenance
-from keyvouch.attestation.evidence import AttestationEvidence, TrustAnchor
+from keyvouch.attestation.evidence import AttestationEvidence
+from keyvouch.attestation.trust import TrustStore
 from keyvouch.errors import MalformedError, Reason
 from keyvouch.webauthn import AttestationObject
 
@@ -17,7 +17,7 @@ def verify(
     attested: AttestationObject,
     *,
     client_data_hash: bytes,  # noqa: ARG001  # a format that signs nothing
-    anchors: Sequence[TrustAnchor],  # noqa: ARG001
+    anchors: TrustStore,  # noqa: ARG001
     instant: datetime,  # noqa: ARG001
 ) -> AttestationEvidence:
     """Check that the statement is an empty map. Raises `MalformedError` with `ATTESTATION_STATEMENT` if not."""

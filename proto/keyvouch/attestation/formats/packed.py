@@ -1,20 +1,35 @@
 """The `packed` attestation statement format (WebAuthn Level 3 section 8.2).
 
-Self attestation is verified here: the new key signs for itself, which proves that its holder can use it and
-nothing about where it lives. A statement with certificates is checked for its shape and refused until there
-are anchors to build a chain to; ECDAA, which Level 2 dropped, is refused for good.
+With certificates, a key of the authenticator's maker vouches for the new credential and for the model. In self
+attestation the new key signs for itself, which proves that its holder can use it and nothing about where it lives.
+ECDAA, which Level 2 dropped, is refused for good.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
 from datetime import datetime
 
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
 from keyvouch.assurance import Provenance
-from keyvouch.attestation.evidence import AttestationEvidence, TrustAnchor
-from keyvouch.cbor import CborMap
-from keyvouch.cose import Algorithm
-from keyvouch.errors import EvidenceError, MalformedError, Reason
+from keyvouch.attestation.evidence import AttestationEvidence
+from keyvouch.attestation.formats.certified import (
+    bad_certificate,
+    bad_statement,
+    check_aaguid,
+    check_end_entity,
+    check_members,
+    read_algorithm,
+    read_bytes,
+    read_certificates,
+    subject_key,
+    trusted_path,
+    verify_by,
+    verify_by_leaf,
+)
+from keyvouch.attestation.trust import TrustStore
 from keyvouch.webauthn import AttestationObject
 
 __all__ = ["verify"]
@@ -24,66 +39,69 @@ def verify(
     attested: AttestationObject,
     *,
     client_data_hash: bytes,
-    anchors: Sequence[TrustAnchor],  # noqa: ARG001  # for statements with certificates
-    instant: datetime,  # noqa: ARG001
+    anchors: TrustStore,
+    instant: datetime,
 ) -> AttestationEvidence:
     """Verify a packed statement.
 
     Checks, in this order (section 8.2, verification procedure):
 
      1. the statement has exactly alg, sig and, with certificates, x5c, of the right types
-     2. with x5c: refused, `TRUST_CHAIN`
-     3. alg is the algorithm of the credential public key
-     4. sig verifies with that key over authenticator data and client data hash
 
-    Raises `MalformedError` or `EvidenceError` with `ATTESTATION_STATEMENT` or `TRUST_CHAIN`.
+    with x5c:
+
+     2. the AAGUID extension of the first certificate, if there is one, names the AAGUID of the authenticator
+     3. the certificates are a valid path to an anchor for this format and model
+     4. the first certificate fits section 8.2.1: version 3, a subject with C, O, OU and CN, not an authority
+     5. sig verifies with its key and alg over authenticator data and client data hash
+
+    without x5c:
+
+     6. alg is the algorithm of the credential public key
+     7. sig verifies with that key over authenticator data and client data hash
+
+    Protection and verification are what the anchor says. Raises `MalformedError` or `EvidenceError` with
+    `ATTESTATION_STATEMENT` (1, 5 to 7), `ATTESTATION_CERTIFICATE` (2, 4), `TRUST_CHAIN` or `WEAK_KEY_ROCA` (3).
     """
-    algorithm, signature, chain = _parse(attested.statement)
-    if chain is not None:
-        raise EvidenceError(
-            Reason.TRUST_CHAIN,
-            "The attestation chain ends in no anchor that is configured for this format.",
-            fix="Configure the authenticator's root certificate, or register without attestation.",
-        )
+    statement = attested.statement
+    check_members(statement, ("alg", "sig"), ("alg", "sig", "x5c"))
+    algorithm, signature = read_algorithm(statement), read_bytes(statement, "sig")
+    message = attested.authenticator_data + client_data_hash
+    if "x5c" not in statement:
+        return _verify_self(attested, algorithm, signature, message)
+    certificates = read_certificates(statement)
+    leaf = certificates[0]
+    check_aaguid(leaf, attested.attested.aaguid)
+    path = trusted_path(attested, certificates, anchors=anchors, instant=instant)
+    check_end_entity(leaf)
+    _check_subject(leaf.subject)
+    verify_by_leaf(subject_key(leaf), algorithm, signature=signature, message=message)
+    anchor = path.anchor
+    return AttestationEvidence(
+        "packed", Provenance.ATTESTED, anchor.name, anchor.protection, anchor.verification, path.certificates
+    )
+
+
+def _verify_self(attested: AttestationObject, algorithm: int, signature: bytes, message: bytes) -> AttestationEvidence:
     key = attested.attested.public_key
     if algorithm != key.algorithm:
-        raise _wrong("The algorithm of the self attestation is not that of the credential.")
-    try:
-        key.verify_signature(signature=signature, message=attested.authenticator_data + client_data_hash)
-    except EvidenceError as error:
-        raise _wrong(f"The self attestation does not verify. {error.message}") from None
+        raise bad_statement("The algorithm of the self attestation is not that of the credential.")
+    verify_by(key, signature=signature, message=message)
     return AttestationEvidence("packed", Provenance.SELF)
 
 
-def _parse(statement: CborMap) -> tuple[int, bytes, list[bytes] | None]:
-    algorithm, signature = statement.get("alg"), statement.get("sig")
-    if not statement.keys() <= {"alg", "sig", "x5c"}:
-        raise _malformed("It has members that the format does not know.")
-    if not isinstance(algorithm, int) or algorithm not in _ALGORITHMS:
-        raise _malformed("Its alg is missing or not supported.")
-    if not isinstance(signature, bytes) or not signature:
-        raise _malformed("Its sig is missing or not a byte string.")
-    if "x5c" not in statement:
-        return algorithm, signature, None
-    return algorithm, signature, _chain(statement["x5c"])
+def _check_subject(subject: x509.Name) -> None:
+    """Check the subject of an attestation certificate (section 8.2.1): each of four attributes exactly once."""
+    if not re.fullmatch("[A-Z]{2}", _attribute(subject, NameOID.COUNTRY_NAME)):
+        raise bad_certificate("Its subject does not name a country by two letters.")
+    if _attribute(subject, NameOID.ORGANIZATIONAL_UNIT_NAME) != "Authenticator Attestation":
+        raise bad_certificate("The unit in its subject is not that of an authenticator.")
+    if not (_attribute(subject, NameOID.ORGANIZATION_NAME) and _attribute(subject, NameOID.COMMON_NAME)):
+        raise bad_certificate("Its subject names nobody.")
 
 
-def _chain(value: object) -> list[bytes]:
-    if not isinstance(value, list) or not value:
-        raise _malformed("Its x5c is not a list of certificates.")
-    certificates = [item for item in value if isinstance(item, bytes) and item]
-    if len(certificates) != len(value):
-        raise _malformed("Its x5c holds something that is no certificate.")
-    return certificates
-
-
-_ALGORITHMS = frozenset(int(algorithm) for algorithm in Algorithm)
-_FIX = "Send the attestation statement as the authenticator made it."
-
-
-def _malformed(why: str) -> MalformedError:
-    return MalformedError(Reason.ATTESTATION_STATEMENT, f"The packed attestation statement is wrong. {why}", fix=_FIX)
-
-
-def _wrong(message: str) -> EvidenceError:
-    return EvidenceError(Reason.ATTESTATION_STATEMENT, message, fix=_FIX)
+def _attribute(subject: x509.Name, oid: x509.ObjectIdentifier) -> str:
+    values = [attribute.value for attribute in subject.get_attributes_for_oid(oid)]
+    if len(values) != 1:
+        raise bad_certificate("Its subject does not have exactly one country, organisation, unit and common name.")
+    return str(values[0])

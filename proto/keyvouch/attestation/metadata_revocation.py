@@ -1,0 +1,141 @@
+"""Revocation of the certificates behind a metadata BLOB (RFC 5280 sections 5 and 6.3, for complete CRLs).
+
+Whether there have to be CRLs is for the caller: they come out of files or a download, which are not here. Delta CRLs,
+indirect CRLs and CRLs for some reasons only are not used; for the path they are as if they were not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from typing import Final, cast
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPublicKeyTypes
+
+from keyvouch.attestation.certificate_profile import UNREADABLE
+from keyvouch.attestation.certificates import CertificationPath
+from keyvouch.errors import EvidenceError, MalformedError, Reason
+
+__all__ = ["RevocationList", "check_not_revoked", "parse_crl"]
+
+MAX_CRL: Final = 16 * 1024 * 1024
+"""Most bytes of one CRL."""
+
+
+@dataclass(frozen=True, slots=True)
+class RevocationList:
+    """A CRL that is well-formed; nothing is known yet of its signature. Made by `parse_crl` only.
+
+    `scope` is its issuing distribution point, `has_unknown_critical` whether it holds what may not be ignored.
+    """
+
+    crl: x509.CertificateRevocationList
+    issuer: x509.Name
+    revoked: frozenset[int]
+    this_update: datetime
+    next_update: datetime | None
+    scope: x509.IssuingDistributionPoint | None
+    has_unknown_critical: bool
+    is_strong: bool
+
+
+def parse_crl(data: bytes) -> RevocationList:
+    """Parse a CRL, DER or PEM. Raises `MalformedError` with `METADATA_MALFORMED`."""
+    if len(data) > MAX_CRL:
+        raise _malformed(f"It has more than {MAX_CRL} bytes.")
+    is_pem = data.startswith(b"-----BEGIN")
+    try:
+        crl = x509.load_pem_x509_crl(data) if is_pem else x509.load_der_x509_crl(data)
+        extensions = list(crl.extensions)
+        return RevocationList(
+            crl,
+            crl.issuer,
+            frozenset(entry.serial_number for entry in crl),
+            crl.last_update_utc,
+            crl.next_update_utc,
+            next((e.value for e in extensions if isinstance(e.value, x509.IssuingDistributionPoint)), None),
+            any(e.critical and not isinstance(e.value, x509.IssuingDistributionPoint) for e in extensions),
+            isinstance(crl.signature_hash_algorithm, _STRONG_HASHES),
+        )
+    except UNREADABLE:
+        raise _malformed("It is neither DER nor PEM of a CRL.") from None
+
+
+def check_not_revoked(
+    path: CertificationPath, lists: Sequence[RevocationList], *, instant: datetime, required: bool
+) -> None:
+    """Check every certificate of a valid path against the CRLs of its issuer; the anchor is trusted as it is.
+
+    Of the CRLs that name the issuer, one has to be usable: signed by it with SHA-2, covering the certificate, without
+    critical extensions that are not understood, and current at `instant`. Without any CRL of an issuer the path
+    passes, unless they are `required`. A certificate on a list that is authentic but out of date stays revoked.
+
+    Raises `EvidenceError` with `METADATA_UNTRUSTED`.
+    """
+    certificates = [c for c in path.certificates if c != path.anchor.certificate]
+    for certificate, issuer in pairwise([*certificates, path.anchor.certificate]):
+        named = [candidate for candidate in lists if candidate.issuer == issuer.subject]
+        if not named and not required:
+            continue
+        authentic = [candidate for candidate in named if _covers(candidate, certificate) and _signed(candidate, issuer)]
+        if any(certificate.serial_number in candidate.revoked for candidate in authentic):
+            raise _untrusted("revoked", "A certificate behind the metadata BLOB was revoked.")
+        if not any(_is_current(candidate, instant) for candidate in authentic):
+            raise _untrusted("crl_missing", "There is no usable CRL for a certificate behind the metadata BLOB.")
+
+
+def _signed(candidate: RevocationList, issuer: x509.Certificate) -> bool:
+    """Whether the issuer signed the CRL, with a key that may (RFC 5280 section 6.3.3 (f) and (g))."""
+    usage = next((e.value for e in issuer.extensions if isinstance(e.value, x509.KeyUsage)), None)
+    if usage is not None and not usage.crl_sign:
+        return False
+    key = cast(CertificateIssuerPublicKeyTypes, issuer.public_key())  # it signed a certificate of the path
+    return candidate.is_strong and candidate.crl.is_signature_valid(key)
+
+
+def _covers(candidate: RevocationList, certificate: x509.Certificate) -> bool:
+    """Whether the absence of the certificate from the list means anything (RFC 5280 sections 5.2.5 and 6.3.3 (b))."""
+    if candidate.has_unknown_critical:
+        return False
+    scope = candidate.scope
+    if scope is None:
+        return True
+    if scope.indirect_crl or scope.only_some_reasons or scope.only_contains_attribute_certs or scope.relative_name:
+        return False
+    is_ca = any(isinstance(e.value, x509.BasicConstraints) and e.value.ca for e in certificate.extensions)
+    if scope.only_contains_user_certs if is_ca else scope.only_contains_ca_certs:
+        return False
+    return scope.full_name is None or bool(set(scope.full_name) & _distribution_points(certificate))
+
+
+def _distribution_points(certificate: x509.Certificate) -> set[x509.GeneralName]:
+    points = [e.value for e in certificate.extensions if isinstance(e.value, x509.CRLDistributionPoints)]
+    return {name for value in points for point in value for name in point.full_name or ()}
+
+
+def _is_current(candidate: RevocationList, instant: datetime) -> bool:
+    return candidate.next_update is not None and candidate.this_update <= instant <= candidate.next_update
+
+
+_STRONG_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+
+
+def _malformed(why: str) -> MalformedError:
+    return MalformedError(
+        Reason.METADATA_MALFORMED,
+        f"A CRL for the metadata BLOB is malformed. {why}",
+        fix="Download the CRL again from the address that the certificate names.",
+    )
+
+
+def _untrusted(check: str, message: str) -> EvidenceError:
+    return EvidenceError(
+        Reason.METADATA_UNTRUSTED,
+        message,
+        fix="Download the CRLs that the certificates name; if one was revoked, wait for a new BLOB.",
+        metadata={"check": check},
+    )

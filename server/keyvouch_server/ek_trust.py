@@ -1,0 +1,93 @@
+"""The makers of TPMs whose endorsement key certificates are believed: those in the wheel, and an administrator's.
+
+A folder of PEM files is a store. A certification authority that issued itself becomes an anchor, named `tpm-ek:` and
+the name of its file. All other certificates only help to build paths: an intermediate whose root is not there vouches
+for nothing. `trust/README.md` lists what is in the wheel and where it comes from.
+
+What is not here: judging endorsement key certificates (`keyvouch.attestation.endorsement`), and fetching anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import Final
+
+from cryptography import x509
+
+from keyvouch.assurance import Protection
+from keyvouch.attestation.endorsement import EK_FORMAT, EndorsementCertificate, read_anchor_certificate
+from keyvouch.attestation.trust import TrustAnchor, TrustStore
+from keyvouch.errors import KeyvouchError, MalformedError, Reason
+
+__all__ = ["EkTrust", "load_ek_trust", "makers"]
+
+_PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]*)-----END CERTIFICATE-----")
+
+
+@dataclass(frozen=True, slots=True)
+class EkTrust:
+    """Roots, and the certificates between them and those of endorsement keys."""
+
+    anchors: TrustStore
+    intermediates: tuple[x509.Certificate, ...]
+
+
+def makers() -> Traversable:
+    """Return the folder of makers' certificates that is part of the program."""
+    return files("keyvouch_server").joinpath("trust")
+
+
+def load_ek_trust(*folders: Traversable) -> EkTrust:
+    """Read all files `*.pem` of the folders. Raises `KeyvouchError(CONFIGURATION)`, naming the file."""
+    anchors: list[TrustAnchor] = []
+    intermediates: list[x509.Certificate] = []
+    for folder in folders:
+        for file in _pem_files(folder):
+            for certificate, is_root in _certificates(file):
+                if is_root:
+                    anchors.append(_anchor(file, certificate))
+                else:
+                    intermediates.append(certificate)
+    return EkTrust(TrustStore(anchors), tuple(intermediates))
+
+
+def _pem_files(folder: Traversable) -> list[Traversable]:
+    try:
+        return sorted((file for file in folder.iterdir() if file.name.endswith(".pem")), key=lambda file: file.name)
+    except OSError as error:
+        raise _broken(f"{folder} cannot be read: {error.strerror}") from None
+
+
+def _anchor(file: Traversable, certificate: x509.Certificate) -> TrustAnchor:
+    name = f"{EK_FORMAT}:{file.name.removesuffix('.pem')}"
+    return TrustAnchor(name, certificate, formats=frozenset({EK_FORMAT}), protection=Protection.TPM)
+
+
+def _certificates(file: Traversable) -> Iterator[tuple[x509.Certificate, bool]]:
+    """The certificates of a file, and whether each is a root. The tolerant reader is for roots that are not DER."""
+    try:
+        blocks = _PEM.findall(file.read_bytes())
+        ders = [base64.b64decode(b"".join(block.split()), validate=True) for block in blocks]
+        read = [(read_anchor_certificate(der), EndorsementCertificate.parse(der)) for der in ders]
+    except OSError as error:
+        raise _broken(f"{file} cannot be read: {error.strerror}") from None
+    except (binascii.Error, MalformedError) as error:
+        raise _broken(f"{file} is no file of certificates in PEM: {error}") from None
+    if not read:
+        raise _broken(f"{file} holds no certificate in PEM")
+    for certificate, fields in read:
+        yield certificate, bool(fields.is_ca) and fields.issuer == fields.subject
+
+
+def _broken(why: str) -> KeyvouchError:
+    return KeyvouchError(
+        Reason.CONFIGURATION,
+        f"The certificates of makers of TPMs cannot be used: {why}.",
+        fix="Correct the file, or take it out of the folder.",
+    )

@@ -1,0 +1,36 @@
+"""Keyvouch's own signed things: statements, access tokens, proof keys."""
+
+from __future__ import annotations
+
+from keyvouch import base64url
+from keyvouch.proofs import load_proof_key, verify_proof
+from keyvouch.statement import DecisionStatement, Purpose, RegistrationStatement, SignInOffer
+from keyvouch.tokens import verify_access_token
+
+from .target import Shape, Target
+
+__all__ = ["PROOF_KEY", "TARGETS"]
+
+PROOF_KEY = base64url.decode(
+    "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEaxfR8uEsQkf4vOblY6RA8ncDfYEt6zOg9KE5RdiYwpZP40Li_hp_m47n60p8D54WK84zV2sxXs7LtkBoN79R9Q"
+)
+"""The base point of P-256, whose private key is one."""
+
+
+def _token(data: bytes) -> None:
+    key = load_proof_key(PROOF_KEY)
+    verify_access_token(data.decode("latin-1"), keys={"key": key}, issuer="https://i", audience="a", now=1_000)
+
+
+def _proof(data: bytes) -> None:
+    verify_proof(load_proof_key(PROOF_KEY), Purpose.REDEEM, b"statement", signature=data)
+
+
+TARGETS = (
+    Target("registration-statement", RegistrationStatement.parse, Shape.CBOR),
+    Target("sign-in-offer", SignInOffer.parse, Shape.CBOR),
+    Target("decision-statement", DecisionStatement.parse, Shape.CBOR),
+    Target("access-token", _token, nests=True),
+    Target("proof-key", load_proof_key, Shape.DER, 300),
+    Target("proof", _proof, Shape.DER, 200),
+)
