@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from keyvouch_server.domain.model import AuditRecord, Role
 from keyvouch_server.ports import Store
 from keyvouch_server.stores.memory import MemoryStore
 from keyvouch_server.stores.sqlite import SqliteStore
+from keyvouch_server.trust_anchors import TrustSettings
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -349,14 +350,16 @@ class LiveServer:
 
 
 @asynccontextmanager
-async def live_server(template: Path, folder: Path, *, memory: bool = False) -> AsyncIterator[LiveServer]:
+async def live_server(
+    template: Path, folder: Path, *, memory: bool = False, trust: TrustSettings | None = None
+) -> AsyncIterator[LiveServer]:
     """Start a server with the keys of `template` and a store of its own in `folder`, or in memory."""
     data, clock = folder / "server", Clock()
     shutil.copytree(template, data, ignore=shutil.ignore_patterns("keyvouch.db*"))
     store: Store = MemoryStore() if memory else SqliteStore.open(data / bootstrap.DATABASE)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(store.close)
-        app, listening = await _listen(stack, data, store, clock)
+        app, listening = await _listen(stack, data, store, clock, trust or TrustSettings())
         founded = await app.administration.found(TENANT, ADMINISTRATOR)
         connection = await stack.enter_async_context(
             Connection(f"127.0.0.1:{listening.public_port}", ca_file=data / "ca.pem")
@@ -373,10 +376,13 @@ async def live_server(template: Path, folder: Path, *, memory: bool = False) -> 
         )
 
 
-async def _listen(stack: AsyncExitStack, data: Path, store: Store, clock: Clock) -> tuple[App, bootstrap.Running]:
+async def _listen(
+    stack: AsyncExitStack, data: Path, store: Store, clock: Clock, trust: TrustSettings
+) -> tuple[App, bootstrap.Running]:
     """Another program may take the free port first; then another one is tried."""
     for attempt in range(5):
-        app = bootstrap.assemble(data, configuration(free_ports(1)[0]), store, clock=clock)
+        config = replace(configuration(free_ports(1)[0]), trust=trust)
+        app = bootstrap.assemble(data, config, store, clock=clock)
         try:
             return app, await stack.enter_async_context(bootstrap.running(app, grace=0))
         except KeyvouchError as error:

@@ -167,6 +167,13 @@ def test_bytes_that_are_not_canonical_are_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    "algorithm", [known for known in Algorithm if known is not Algorithm.PS256], ids=lambda known: known.name
+)
+def test_a_key_names_its_algorithm_where_it_leaves_no_choice(algorithm: Algorithm) -> None:
+    assert CoseKey.from_public_key(new_key(algorithm).public_key()).algorithm is algorithm
+
+
+@pytest.mark.parametrize(
     "make",
     [
         lambda: (ec.generate_private_key(ec.SECP256K1()).public_key(), None),
@@ -402,3 +409,19 @@ def test_the_encoding_is_judged_before_a_library_sees_it(name: str) -> None:
         return
     with pytest.raises(error):
         _check_der(signature, 66)
+
+
+@pytest.mark.parametrize("algorithm", [Algorithm.ES256, Algorithm.ES384, Algorithm.ES512])
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 4, 6])
+def test_every_algorithm_has_one_curve(algorithm: Algorithm, number: int) -> None:
+    good = encoded(algorithm)
+    if number == good[-1]:
+        CoseKey.from_map(good)
+    else:
+        assert refusal(good | {-1: number}) is Reason.CREDENTIAL_PUBLIC_KEY
+
+
+@pytest.mark.parametrize("algorithm", [Algorithm.EDDSA, Algorithm.ED448])
+def test_every_edwards_key_that_a_library_makes_is_a_point(algorithm: Algorithm) -> None:
+    for _ in range(24):  # half of all numbers would pass for points of a wrong curve
+        CoseKey.from_public_key(new_key(algorithm).public_key(), algorithm)
