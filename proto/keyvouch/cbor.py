@@ -86,6 +86,10 @@ def _item(data: bytes, pos: int, depth: int) -> tuple[CborValue, int]:
 def _long_argument(data: bytes, pos: int, head: int) -> tuple[int, int]:
     """Read the 1, 2, 4 or 8 bytes that follow a head of 24 to 27 (RFC 8949 section 3)."""
     short = head & 0x1F
+    if short == 24:  # by far the most frequent
+        if data[pos] < 24:
+            raise _long_for_short()
+        return data[pos], pos + 1
     if short > 27:
         raise _bad_head(head)
     size = 1 << (short - 24)
@@ -93,8 +97,8 @@ def _long_argument(data: bytes, pos: int, head: int) -> tuple[int, int]:
     if end > len(data):
         raise _malformed("The CBOR item ends inside the length or the number at its start.")
     argument = int.from_bytes(data[pos:end], "big")
-    if argument < _SMALLEST[short - 24]:
-        raise _noncanonical("A number or length is encoded longer than it needs to be.")
+    if argument < _SMALLEST[short - 25]:
+        raise _long_for_short()
     return argument, end
 
 
@@ -182,7 +186,7 @@ _READERS: tuple[_Reader, ...] = (
     _tagged,
     _simple,
 )
-_SMALLEST = (24, 1 << 8, 1 << 16, 1 << 32)
+_SMALLEST = (1 << 8, 1 << 16, 1 << 32)
 _FIRST_NOT_A_KEY = _ARRAY << 5
 _CONSTANTS: Mapping[int, bool | None] = {20: False, 21: True, 22: None}
 
@@ -197,6 +201,10 @@ def _bad_order(repeated: bool) -> MalformedError:
     if repeated:
         return MalformedError(Reason.CBOR_DUPLICATE_KEY, "A map key occurs twice.", fix=_FIX)
     return _noncanonical("Map keys are not in canonical order.")
+
+
+def _long_for_short() -> MalformedError:
+    return _noncanonical("A number or length is encoded longer than it needs to be.")
 
 
 def _too_long(claimed: int, left: int) -> MalformedError:

@@ -68,7 +68,7 @@ class AuthenticationResponse:
 
 def _open(document: object) -> tuple[CredentialId, Mapping[str, object]]:
     """Check the members around the response."""
-    if not isinstance(document, Mapping):
+    if not isinstance(document, dict):
         raise _malformed(Reason.MISSING_FIELD, "The response is not a JSON object.")
     if _string(document, "type") != "public-key":
         raise _malformed(Reason.CREDENTIAL_TYPE, "The credential is not of the type public-key.")
@@ -76,7 +76,7 @@ def _open(document: object) -> tuple[CredentialId, Mapping[str, object]]:
     if _string(document, "id") != document["rawId"]:
         raise _malformed(Reason.CREDENTIAL_ID, "The members id and rawId differ.")
     response = document.get("response")
-    if not isinstance(response, Mapping):
+    if not isinstance(response, dict):
         raise _malformed(Reason.MISSING_FIELD, "The member response is missing or not an object.")
     return CredentialId(raw_id), response
 

@@ -254,7 +254,8 @@ def test_hostile_certificates_are_refused(change: Callable[[list[bytes]], list[b
     end, middle, top = resign(LEAF, MIDDLE, change), resign(MIDDLE, TOP, change), resign(TOP, TOP, change)
     rule = PathRule.UNREADABLE
     assert broken_rule(validate, end, MIDDLE) is rule
-    assert broken_rule(validate, LEAF, middle) is rule
+    nameless = change is with_name  # nobody looks at a name that is not the one to be found
+    assert broken_rule(validate, LEAF, middle) is (PathRule.ISSUER_NAME if nameless else rule)
     assert broken_rule(validate, end, anchors=[end]) is rule
     assert broken_rule(find_path, end.certificate, [], anchors=[TOP.anchor], instant=INSTANT) is rule
     assert len(key_identifier(end.certificate)) == 20
@@ -267,7 +268,11 @@ def test_an_issuer_that_cannot_be_read_is_nobody() -> None:
     end, middle = resign(LEAF, MIDDLE, with_issuer), resign(MIDDLE, TOP, with_issuer)
     assert broken_rule(validate, end, MIDDLE) is PathRule.ISSUER_NAME
     assert broken_rule(validate, LEAF, middle) is PathRule.ANCHOR
-    assert broken_rule(validate, LEAF, middle, TOP) is PathRule.UNREADABLE
+    assert broken_rule(validate, LEAF, middle, TOP) is PathRule.ISSUER_NAME
+    limited = root("Limited", path_length=0)
+    below = intermediate(limited)
+    nobodys = resign(below, limited, with_issuer)
+    assert broken_rule(validate, leaf(below), nobodys, limited, anchors=[limited]) is PathRule.UNREADABLE
 
 
 @pytest.mark.parametrize("change", HOSTILE)
@@ -280,7 +285,7 @@ def test_hostile_anchors_vouch_for_nothing(change: Callable[[list[bytes]], list[
 
 @pytest.mark.filterwarnings("ignore:Parsed a serial number")
 @pytest.mark.parametrize("serial", ["020180", "020100", "0215" + "7f" * 21])
-def test_serial_numbers_are_not_judged(serial: str) -> None:
+def test_serial_numbers_play_no_part_in_a_path(serial: str) -> None:
     assert validate(resign(LEAF, MIDDLE, lambda fields: [fields[0], bytes.fromhex(serial), *fields[2:]]), MIDDLE)
 
 
@@ -293,6 +298,18 @@ def test_parsing_is_strict() -> None:
         with pytest.raises(MalformedError) as caught:
             parse_certificate(bad)
         assert caught.value.reason is Reason.ATTESTATION_STATEMENT
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a serial number", "ignore:The parsed certificate")
+@pytest.mark.parametrize(("serial", "is_sound"), [("020101", True), ("020100", False), ("0201ff", False)])
+def test_a_serial_number_is_positive(serial: str, is_sound: bool) -> None:
+    """Whether the library warns of it, as now, or refuses it, as it will."""
+    made = resign(LEAF, MIDDLE, lambda fields: [fields[0], bytes.fromhex(serial), *fields[2:]])
+    if is_sound:
+        assert parse_certificate(made.der)
+        return
+    with pytest.raises(MalformedError):
+        parse_certificate(made.der)
 
 
 def test_a_signature_is_made_of_whole_bytes() -> None:

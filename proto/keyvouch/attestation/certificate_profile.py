@@ -9,7 +9,7 @@ What is not here: paths, and what the attestation formats want of a leaf.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum, unique
@@ -113,13 +113,13 @@ class CertificateProfile:
         if instant > self.certificate.not_valid_after_utc:
             raise refusal(PathRule.VALIDITY, "A certificate of the attestation path has expired.")
 
-    def check_may_issue(self, below: int) -> None:
-        """Check that it may issue, `below` certificates that count being between it and the leaf (section 6.1.4)."""
+    def check_may_issue(self, between: Sequence[CertificateProfile]) -> None:
+        """Check that it may issue, with the CAs `between` it and the leaf (section 6.1.4 (k) to (n))."""
         if not self.is_ca:
             raise refusal(PathRule.NOT_A_CA, "A certificate of the attestation path was issued by one that is no CA.")
         if not self.signs_certificates:
             raise refusal(PathRule.KEY_USAGE, "The key of a CA in the attestation path may not sign certificates.")
-        if self.path_length is not None and below > self.path_length:
+        if self.path_length is not None and _counted(between) > self.path_length:
             raise refusal(PathRule.PATH_LENGTH, "The attestation path is longer than one of its CAs allows.")
 
     def check_may_vouch_for(self, leaf: CertificateProfile) -> None:
@@ -135,6 +135,11 @@ class CertificateProfile:
             return
         if not leaf.purposes <= self.purposes:
             raise refusal(PathRule.EXTENDED_KEY_USAGE, "The leaf claims a purpose that one of its CAs does not serve.")
+
+
+def _counted(between: Sequence[CertificateProfile]) -> int:
+    """How many certificates a path length constraint counts: those that are not self-issued (section 4.2.1.9)."""
+    return sum(not profile.is_self_issued for profile in between)
 
 
 def read_profile(certificate: x509.Certificate) -> CertificateProfile:

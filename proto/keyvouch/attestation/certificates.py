@@ -232,14 +232,10 @@ def _check_rules(below: list[CertificateProfile], anchor: CertificateProfile, in
         profile.check_validity(instant)
     if not below:
         return
-    leaf, *intermediates = below
-    counted = 0
-    for issuer in intermediates:
-        issuer.check_may_issue(counted)
+    leaf, *issuers = (*below, anchor)
+    for position, issuer in enumerate(issuers):
+        issuer.check_may_issue(issuers[:position])
         issuer.check_may_vouch_for(leaf)
-        counted += not issuer.is_self_issued
-    anchor.check_may_issue(counted)
-    anchor.check_may_vouch_for(leaf)
 
 
 def _check_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> None:

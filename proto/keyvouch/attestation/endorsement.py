@@ -258,13 +258,11 @@ def _check_signed_by(certificate: EndorsementCertificate, issuer: x509.Certifica
 
 def _check_may_issue(path: CertificationPath) -> None:
     """Check what `find_path` leaves out because it takes the issuer for the leaf: what each CA may have below it."""
-    counted = 0
-    for authority in dict.fromkeys((*path.certificates, path.anchor.certificate)):
-        profile = read_profile(authority)
-        profile.check_may_issue(counted)
-        if profile.purposes is not None and profile.purposes.isdisjoint(_PURPOSES):
+    authorities = [read_profile(one) for one in dict.fromkeys((*path.certificates, path.anchor.certificate))]
+    for position, authority in enumerate(authorities):
+        authority.check_may_issue(authorities[:position])
+        if authority.purposes is not None and authority.purposes.isdisjoint(_PURPOSES):
             raise _untrusted("One of its issuers is not for endorsement keys.")
-        counted += not profile.is_self_issued
 
 
 _PURPOSES = frozenset({_PURPOSE, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE})

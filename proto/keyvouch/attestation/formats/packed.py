@@ -92,16 +92,23 @@ def _verify_self(attested: AttestationObject, algorithm: int, signature: bytes, 
 
 def _check_subject(subject: x509.Name) -> None:
     """Check the subject of an attestation certificate (section 8.2.1): each of four attributes exactly once."""
-    if not re.fullmatch("[A-Z]{2}", _attribute(subject, NameOID.COUNTRY_NAME)):
+    attributes = [(attribute.oid, str(attribute.value)) for attribute in subject if attribute.oid in _ATTRIBUTES]
+    values = dict(attributes)
+    if len(attributes) != len(_ATTRIBUTES) or values.keys() != _ATTRIBUTES:
+        raise bad_certificate("Its subject does not have exactly one country, organisation, unit and common name.")
+    if not re.fullmatch("[A-Z]{2}", values[NameOID.COUNTRY_NAME]):
         raise bad_certificate("Its subject does not name a country by two letters.")
-    if _attribute(subject, NameOID.ORGANIZATIONAL_UNIT_NAME) != "Authenticator Attestation":
+    if values[NameOID.ORGANIZATIONAL_UNIT_NAME] != "Authenticator Attestation":
         raise bad_certificate("The unit in its subject is not that of an authenticator.")
-    if not (_attribute(subject, NameOID.ORGANIZATION_NAME) and _attribute(subject, NameOID.COMMON_NAME)):
+    if not (values[NameOID.ORGANIZATION_NAME] and values[NameOID.COMMON_NAME]):
         raise bad_certificate("Its subject names nobody.")
 
 
-def _attribute(subject: x509.Name, oid: x509.ObjectIdentifier) -> str:
-    values = [attribute.value for attribute in subject.get_attributes_for_oid(oid)]
-    if len(values) != 1:
-        raise bad_certificate("Its subject does not have exactly one country, organisation, unit and common name.")
-    return str(values[0])
+_ATTRIBUTES = frozenset(
+    {
+        NameOID.COUNTRY_NAME,
+        NameOID.ORGANIZATION_NAME,
+        NameOID.ORGANIZATIONAL_UNIT_NAME,
+        NameOID.COMMON_NAME,
+    }
+)
