@@ -77,7 +77,7 @@ def test_the_good_ones_are_good():
 @pytest.mark.parametrize("good", [GOOD, ODD], ids=["DER", "BER"])
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_a_damaged_certificate_is_refused_or_is_the_signed_one_T10(good: bytes, data: st.DataObject):
+def test_a_damaged_certificate_is_refused_or_is_the_signed_one(good: bytes, data: st.DataObject):
     """Lengths and wrappings around the signed part are not signed: what is inside counts."""
     bad = data.draw(damaged(good))
     found = outcome(lambda: verify(bad, [intermediate().der]))

@@ -1,4 +1,4 @@
-"""Whatever is sent as an event log is refused with a reason, or means what the quoted PCRs mean (T11)."""
+"""Whatever is sent as an event log is refused with a reason, or means what the quoted PCRs mean."""
 
 from __future__ import annotations
 
@@ -59,26 +59,26 @@ def test_any_bytes_after_a_header(data: bytes) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(damaged(REAL))
-def test_damage_to_a_real_log_T11(data: bytes) -> None:
+def test_damage_to_a_real_log(data: bytes) -> None:
     check(data, REAL, REAL_QUOTE)
 
 
 @settings(max_examples=300, deadline=None)
 @given(damaged(BOOT_LOG))
-def test_damage_T11(data: bytes) -> None:
+def test_damage(data: bytes) -> None:
     check(data, BOOT_LOG, BOOT_QUOTE)
     check(data, BOOT_LOG, PARTLY)
 
 
 @settings(max_examples=200, deadline=None)
 @given(damaged(OLD_LOG))
-def test_damage_to_the_older_form_T11(data: bytes) -> None:
+def test_damage_to_the_older_form(data: bytes) -> None:
     check(data, OLD_LOG, OLD_QUOTE)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(EVENTS, max_size=6))
-def test_a_program_that_extends_more_cannot_improve_the_boot_T11(more: list[Made]) -> None:
+def test_a_program_that_extends_more_cannot_improve_the_boot(more: list[Made]) -> None:
     """After a boot without Secure Boot a program extends what it likes, and tells the log as it likes."""
     events = [make.secure_boot(b"\x00"), *(make.done(pcr) for pcr in range(8)), *more]
     try:
@@ -92,7 +92,7 @@ def test_a_program_that_extends_more_cannot_improve_the_boot_T11(more: list[Made
 
 
 @pytest.mark.parametrize("file", SWEPT)
-def test_a_flipped_bit_is_refused_or_means_nothing_T11(file: str) -> None:
+def test_a_flipped_bit_is_refused_or_means_nothing(file: str) -> None:
     """Every bit of the smallest log, some 600 of each other."""
     if file.endswith("event-sd-boot-fedora37.bin"):
         assert sweep(file, 8 * len(REAL)) == (10920, 9968)

@@ -82,7 +82,8 @@ def _file(name: str) -> Path:
 
 
 def _telling(mutant: Mutant, names: Iterable[str], baseline: Baseline) -> list[Path]:
-    """The module's own test files, then others until every line is run that any test runs, then the weightier rest.
+    """The test files of the module and of those it is named after, then others until every line is run that any test
+    runs, then the weightier rest.
 
     A file that runs less than a quarter of these lines, and none that others do not run, is left out: importing it for
     every mutant costs more than it tells. So a mutant may be counted as a survivor that a test elsewhere would kill,
@@ -91,7 +92,8 @@ def _telling(mutant: Mutant, names: Iterable[str], baseline: Baseline) -> list[P
     lines: dict[Path, set[int]] = {}
     for name in names:
         lines.setdefault(_file(name), set()).update(baseline.by_test[name][str(mutant.path)])
-    chosen = [file for file in lines if mutant.module.rpartition(".")[2] in file.stem]
+    family = mutant.module.rpartition(".")[2].partition("_")[0]
+    chosen = [file for file in lines if family in file.stem]
     every = set().union(*lines.values())
     missing = every.difference(*(lines[file] for file in chosen))
     while missing:

@@ -114,7 +114,7 @@ MAKERS = {
 
 
 @pytest.mark.parametrize("maker", MAKERS)
-def test_authorities_of_tpm_makers_T10(maker: str) -> None:
+def test_authorities_of_tpm_makers(maker: str) -> None:
     (authority,), (top,) = (pem(name) for name in MAKERS[maker])
     assert validate_path([authority], anchors=pinned(top), instant=INSTANT).certificates == (authority,)
     assert find_path(authority, [], anchors=[*pinned(TOP.certificate), *pinned(top)], instant=INSTANT)

@@ -270,9 +270,12 @@ def test_ecdsa_signatures_are_strict_der(signature: bytes, reason: Reason) -> No
 
 WYCHEPROOF = {
     "ecdsa_secp256r1_sha256_test.json": (None, {"valid": 174, "invalid": 310}),
+    "ecdsa_secp384r1_sha384_test.json": (None, {"valid": 194, "invalid": 310}),
     "ecdsa_secp521r1_sha512_test.json": (None, {"valid": 232, "invalid": 310}),
     "ed25519_test.json": (None, {"valid": 88, "invalid": 63}),
     "rsa_signature_2048_sha256_test.json": (None, {"valid": 7, "invalid": 250, "other exponent": 2}),
+    "rsa_signature_3072_sha256_test.json": (None, {"valid": 7, "invalid": 251, "other exponent": 1}),
+    "rsa_pss_3072_sha256_mgf1_32_test.json": (Algorithm.PS256, {"valid": 63, "invalid": 45}),
     "rsa_pss_2048_sha256_mgf1_32_test.json": (Algorithm.PS256, {"valid": 63, "invalid": 45}),
 }
 

@@ -257,7 +257,7 @@ def test_a_caller_that_passes_something_else_is_told(ecc_tpm: SoftwareTpm, chang
     [0x000300B0, 0x000300A2, 0x00030092, 0x000200B2, 0x000100B2, 0x000700B2],
     ids=["not fixed to the TPM", "not to its parent", "imported", "not restricted", "not for decryption", "signs"],
 )
-def test_a_key_that_is_no_endorsement_key_gets_no_challenge_T4(attributes: int):
+def test_a_key_that_is_no_endorsement_key_gets_no_challenge(attributes: int):
     good = public_area(ec_key(7).public_key())
     assert make_credential(endorsement_key=good, name=AK_NAME, secret=SECRET, entropy=ENTROPY)
     wrong = public_area(ec_key(7).public_key(), attributes=attributes)

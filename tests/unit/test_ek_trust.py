@@ -65,7 +65,7 @@ def trust() -> EkTrust:
     return load_ek_trust(makers())
 
 
-def test_every_file_is_read_T10(trust: EkTrust):
+def test_every_file_is_read(trust: EkTrust):
     assert len(FILES) == 50
     assert len(trust.anchors) + len(trust.intermediates) == 50
 

@@ -141,7 +141,7 @@ def test_at_most_sixteen_intermediates_of_a_peer_are_read():
 @pytest.mark.parametrize(
     "other", [lambda: ec_key(8).public_key(), rsa_ek, lambda: ec_key(7, ec.SECP384R1).public_key()]
 )
-def test_a_certificate_for_another_key_is_refused_T5(other: Callable[[], PublicKey]):
+def test_a_certificate_for_another_key_is_refused(other: Callable[[], PublicKey]):
     assert refusal(certificate(), key=other()) is Reason.TPM_EK_CERTIFICATE
     assert refusal(certificate(other()), key=ek()) is Reason.TPM_EK_CERTIFICATE
     assert verify(certificate(other()), key=other())
@@ -205,7 +205,7 @@ def test_key_usage_may_be_left_out():
     ],
     ids=["endorsement key", "one of several", "attestation key", "any", "none"],
 )
-def test_the_purpose_is_that_of_an_endorsement_key_T10(purposes: str, good: bool):
+def test_the_purpose_is_that_of_an_endorsement_key(purposes: str, good: bool):
     data = certificate(extensions={PURPOSES: extension(PURPOSES, bytes.fromhex(purposes))})
     if good:
         assert verify(data)
@@ -285,7 +285,7 @@ def test_attributes_may_share_a_set_and_stand_among_other_names():
     assert verified.vendor == find_vendor("id:414D4400")
 
 
-def test_a_name_that_is_not_critical_is_good_T10():
+def test_a_name_that_is_not_critical_is_good():
     assert verify(certificate(extensions={ALTERNATIVE_NAME: extension(ALTERNATIVE_NAME, tcg_name(), b"")}))
 
 

@@ -171,7 +171,7 @@ def test_names_of_other_texts_are_other_names():
     ("serial", "number"),
     [("0200", 0), ("020100", 0), ("0201ff", -1), ("02020001", 1), ("0203ffff80", -128), ("020800e088516bca31fb", None)],
 )
-def test_any_serial_number_is_read_T10(serial: str, number: int | None):
+def test_any_serial_number_is_read(serial: str, number: int | None):
     verified = verify(certificate(serial=bytes.fromhex(serial)))
     assert verified.certificate.serial == (0xE088516BCA31FB if number is None else number)
 

@@ -1,4 +1,4 @@
-"""What a quote proves of an event log, and what nobody can make it say (T11)."""
+"""What a quote proves of an event log, and what nobody can make it say."""
 
 from __future__ import annotations
 
@@ -158,13 +158,13 @@ def test_the_order_of_different_pcrs_means_nothing() -> None:
 # Banks that nobody extended (CVE-2021-42299)
 
 
-def test_bank_the_log_does_not_declare_T11() -> None:
+def test_bank_the_log_does_not_declare() -> None:
     events = make.good_boot()
     assert refusal(make.log_of(events), make.quote_with(dict.fromkeys(range(8), bytes(48)), SHA384)) == ("bank", None)
     assert refusal(EventLog(make.legacy(events)), make.quote_of(events)) == ("bank", None)
 
 
-def test_bank_without_events_T11() -> None:
+def test_bank_without_events() -> None:
     zeros = make.quote_with(dict.fromkeys(range(16), bytes(32)))
     assert refusal(make.log_of([]), zeros) == ("unextended", None)
     assert refusal(make.log_of([Made(0, NO_ACTION, b"x"), Made(16, IPL, b"x")]), zeros) == ("unextended", None)
@@ -174,7 +174,7 @@ def test_bank_without_events_T11() -> None:
     )
 
 
-def test_unextended_pcr_beside_extended_ones_T11() -> None:
+def test_unextended_pcr_beside_extended_ones() -> None:
     events = make.good_boot()
     quote = make.quote_with({**make.quote_of(events).pcr_values, 7: bytes(32)})
     assert refusal(make.log_of(events), quote) == ("unextended", "7")
@@ -183,13 +183,13 @@ def test_unextended_pcr_beside_extended_ones_T11() -> None:
     assert refusal(make.log_of(at_locality), quote) == ("unextended", "0")
 
 
-def test_events_that_only_other_banks_have_T11() -> None:
+def test_events_that_only_other_banks_have() -> None:
     events = [replace(event, banks=(SHA1,)) if event.register == 7 else event for event in make.good_boot()]
     assert refusal(make.log_of(events), make.quote_of(events)) == ("digest", "7")
     assert verified(events, {*range(7), 8}).facts.secure_boot is None
 
 
-def test_firmware_pcr_without_events_T11() -> None:
+def test_firmware_pcr_without_events() -> None:
     events = [event for event in make.good_boot() if event.register != 3]
     assert refusal(make.log_of(events), make.quote_of(events)) == ("separator", "3")
 
@@ -199,7 +199,7 @@ def test_firmware_pcr_without_events_T11() -> None:
 
 @pytest.mark.parametrize("pcr", range(8))
 @pytest.mark.parametrize("count", [0, 2])
-def test_firmware_pcrs_have_one_separator_T11(pcr: int, count: int) -> None:
+def test_firmware_pcrs_have_one_separator(pcr: int, count: int) -> None:
     events = [event for event in make.good_boot() if (event.register, event.type) != (pcr, SEPARATOR)]
     events += [Made(pcr, IPL, b"something"), *[make.done(pcr)] * count]
     assert refusal(make.log_of(events), make.quote_of(events)) == ("separator", str(pcr))
@@ -230,7 +230,7 @@ def test_control_separators(data: bytes) -> None:
         (DONE, ERROR),
     ],
 )
-def test_separators_that_separate_nothing_T11(measured: bytes, shown: bytes) -> None:
+def test_separators_that_separate_nothing(measured: bytes, shown: bytes) -> None:
     events = [Made(2, SEPARATOR, measured, shown)]
     assert refusal(make.log_of(events), make.quote_of(events, {2})) == ("separator", "2")
 
@@ -328,7 +328,7 @@ def test_actions_count_in_their_own_pcr_only() -> None:
     assert verified(events).facts == BootFacts(True, False, False, frozenset())
 
 
-def test_what_the_log_calls_an_event_and_shows_of_it_changes_nothing_T11() -> None:
+def test_what_the_log_calls_an_event_and_shows_of_it_changes_nothing() -> None:
     events = make.good_boot()
     expected = verified(events)
     for index, event in enumerate(events):
@@ -339,7 +339,7 @@ def test_what_the_log_calls_an_event_and_shows_of_it_changes_nothing_T11() -> No
             assert verify_event_log(make.log_of(told), quote=make.quote_of(events)) == expected
 
 
-def test_digests_of_other_banks_change_nothing_T11() -> None:
+def test_digests_of_other_banks_change_nothing() -> None:
     events = make.good_boot()
     told = [replace(event, banks=(SHA256,), extra={SHA1: b"\x55" * 20}) for event in events]
     assert verify_event_log(make.log_of(told), quote=make.quote_of(events)) == verified(events)

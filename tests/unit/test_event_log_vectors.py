@@ -1,4 +1,4 @@
-"""Event logs of real machines, and the PCR values that others publish for them (T11)."""
+"""Event logs of real machines, and the PCR values that others publish for them."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_real_quote_of_windows() -> None:
 
 
 @pytest.mark.parametrize("file", SWEPT)
-def test_a_flipped_bit_is_refused_or_means_nothing_T11(file: str) -> None:
+def test_a_flipped_bit_is_refused_or_means_nothing(file: str) -> None:
     """Some 100 bits of each log. The test of the same name in `fuzz` flips more of them."""
     refused, same = sweep(file, 100)
     assert refused
@@ -136,7 +136,7 @@ def test_a_flipped_bit_is_refused_or_means_nothing_T11(file: str) -> None:
 
 
 @pytest.mark.parametrize("file", FRAGMENTS)
-def test_a_flipped_bit_mends_nothing_T11(file: str) -> None:
+def test_a_flipped_bit_mends_nothing(file: str) -> None:
     """Parts of logs without a separator, and a log without events: refused, and with any bit flipped."""
     data = bytearray(raw(file))
     values = known_values(file, "SHA1")

@@ -357,6 +357,9 @@ LEAVES: dict[str, Callable[[], x509.Certificate]] = {
     "two makers": lambda: replaced(
         NAMES([directory(*(tcg(n, v) for n, v in ATTRIBUTES.items()), tcg("1", "id:414D4400"))])
     ),
+    "two makers and no model": lambda: replaced(
+        NAMES([directory(tcg("1", ATTRIBUTES["1"]), tcg("1", "id:414D4400"), tcg("3", ATTRIBUTES["3"]))])
+    ),
     "two names": lambda: replaced(NAMES([*tpm_name(), *tpm_name()])),
     "another model of authenticator": lambda: leaf([*EXTENSIONS[:3], (aaguid_extension(bytes(16)), False)]),
     "a malformed model": lambda: leaf([*EXTENSIONS[:3], (unrecognized(AAGUID_OID, b"\x04\x11" + bytes(16)), False)]),

@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from keyvouch.attestation import metadata_payload
-from keyvouch.attestation.metadata import Metadata, MetadataEntry, model_name
+from keyvouch.attestation.metadata import AuthenticatorStatus, Metadata, MetadataEntry, StatusReport, model_name
 from keyvouch.attestation.metadata_payload import parse_payload
 from keyvouch.errors import MalformedError, Reason
 from support.metadata_forge import (
@@ -421,3 +421,32 @@ def test_finding_an_entry() -> None:
     assert metadata.find(aaguid=bytes(16), key_ids=[bytes(20), key_id]) is third
     assert metadata.find(aaguid=bytes(16)) is None
     assert metadata.find(aaguid=bytes(16), key_ids=[bytes(20)]) is None
+
+
+def test_the_words_of_a_status_are_those_of_the_specification() -> None:
+    assert [status.value for status in AuthenticatorStatus] == [
+        "NOT_FIDO_CERTIFIED",
+        "SELF_ASSERTION_SUBMITTED",
+        "FIDO_CERTIFIED",
+        "FIDO_CERTIFIED_L1",
+        "FIDO_CERTIFIED_L1plus",
+        "FIDO_CERTIFIED_L2",
+        "FIDO_CERTIFIED_L2plus",
+        "FIDO_CERTIFIED_L3",
+        "FIDO_CERTIFIED_L3plus",
+        "FIPS140_CERTIFIED_L1",
+        "FIPS140_CERTIFIED_L2",
+        "FIPS140_CERTIFIED_L3",
+        "FIPS140_CERTIFIED_L4",
+        "USER_VERIFICATION_BYPASS",
+        "ATTESTATION_KEY_COMPROMISE",
+        "USER_KEY_REMOTE_COMPROMISE",
+        "USER_KEY_PHYSICAL_COMPROMISE",
+        "UPDATE_AVAILABLE",
+        "RETIRED",
+        "REVOKED",
+    ]
+
+
+def test_a_report_by_itself_is_limited_to_nothing() -> None:
+    assert StatusReport("REVOKED") == StatusReport("REVOKED", None, None, (), None)

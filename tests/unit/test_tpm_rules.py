@@ -100,7 +100,7 @@ def ek_public(attributes: int = EK_ATTRIBUTES, key: Any = None, **changes: Any) 
 
 
 @pytest.mark.parametrize("bit", [FIXED_TPM, FIXED_PARENT, ORIGIN, RESTRICTED, SIGN, DECRYPT])
-def test_attributes_of_an_attestation_key_T4(bit: int) -> None:
+def test_attributes_of_an_attestation_key(bit: int) -> None:
     check_attestation_key(ak_public())
     with pytest.raises(EvidenceError) as caught:
         check_attestation_key(ak_public(AK_ATTRIBUTES ^ bit))
@@ -132,7 +132,7 @@ def test_schemes_of_an_rsa_attestation_key(algorithm: int, wanted: Reason | None
 
 @pytest.mark.parametrize("check", [check_signing_key, check_credential_key])
 @pytest.mark.parametrize("bit", [FIXED_TPM, FIXED_PARENT, ORIGIN, SIGN, RESTRICTED, ENCRYPTED_DUPLICATION])
-def test_attributes_of_a_signing_key_T4(check: Callable[[TpmPublic], None], bit: int) -> None:
+def test_attributes_of_a_signing_key(check: Callable[[TpmPublic], None], bit: int) -> None:
     check(login_public())
     with pytest.raises(EvidenceError) as caught:
         check(login_public(LOGIN_ATTRIBUTES ^ bit))
@@ -309,7 +309,7 @@ def test_nv_contents() -> None:
 
 
 @every_kind
-def test_the_attestation_key_is_judged_T4(kind: str) -> None:
+def test_the_attestation_key_is_judged(kind: str) -> None:
     bad = attestation_key(ec_key(), attributes=AK_ATTRIBUTES & ~RESTRICTED)
     assert Evidence(kind).reason(attestation_key=bad) is Reason.TPM_AK_ATTRIBUTES
     assert Evidence(kind).reason() is None
@@ -333,7 +333,7 @@ def test_the_signature_is_of_this_key_over_this_attestation(kind: str) -> None:
 
 
 @every_kind
-def test_magic_then_type_then_the_rest_T1(kind: str) -> None:
+def test_magic_then_type_then_the_rest(kind: str) -> None:
     evidence = Evidence(kind)
     other = QUOTE if evidence.type != QUOTE else CERTIFY
     assert evidence.reason(magic=b"GCT\xff", type=other, body=b"") is Reason.TPM_MAGIC
@@ -360,7 +360,7 @@ def test_framing_is_told_before_the_signature(kind: str) -> None:
 
 @every_kind
 @pytest.mark.parametrize("nonce", [b"", NONCE[:-1], NONCE + b"\0", bytes([NONCE[0] ^ 1]) + NONCE[1:], bytes(32)])
-def test_another_nonce_T3(kind: str, nonce: bytes) -> None:
+def test_another_nonce(kind: str, nonce: bytes) -> None:
     assert Evidence(kind).reason(nonce=nonce) is Reason.TPM_NONCE
 
 
@@ -461,7 +461,7 @@ def quote(*selections: bytes, digest: bytes | None = None, **changes: Any) -> Re
         [selection([0, 2, 7]), selection([], SHA1)],
     ],
 )
-def test_another_selection_T2(selections: list[bytes]) -> None:
+def test_another_selection(selections: list[bytes]) -> None:
     assert quote(selection([0, 2, 7])) is None
     assert quote(*selections) is Reason.TPM_PCR_SELECTION
 
@@ -479,7 +479,7 @@ def test_another_selection_T2(selections: list[bytes]) -> None:
         {TpmHash.SHA256: {0: VALUES[0] + VALUES[2], 2: b"", 7: VALUES[7]}},
     ],
 )
-def test_other_values_than_the_quoted_T2(values: dict[TpmHash, dict[int, bytes]]) -> None:
+def test_other_values_than_the_quoted(values: dict[TpmHash, dict[int, bytes]]) -> None:
     assert quote(selection(VALUES), pcr_values={TpmHash.SHA256: VALUES}) is None
     assert quote(selection(VALUES), pcr_values=values) is Reason.TPM_PCR_DIGEST
 
@@ -492,7 +492,7 @@ def test_the_order_in_which_values_are_listed_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("digest", [b"", bytes(32), pcr_digest(VALUES)[:-1], pcr_digest(VALUES, "sha384")])
-def test_another_digest_T2(digest: bytes) -> None:
+def test_another_digest(digest: bytes) -> None:
     assert quote(selection(VALUES), digest=digest) is Reason.TPM_PCR_DIGEST
 
 

@@ -622,3 +622,21 @@ def test_a_coordinate_has_at_least_one_byte():
     with pytest.raises(MalformedError) as caught:
         TpmPublic(public(b""))
     assert caught.value.reason is Reason.TPM_PUBLIC_KEY
+
+
+@pytest.mark.parametrize(
+    ("structure", "data", "name"),
+    [
+        (TpmPublic, b"\x00\x01", "TPMT_PUBLIC"),
+        (TpmNvPublic, b"\x01\x00\x00\x00", "TPMS_NV_PUBLIC"),
+        (TpmAttest, b"\xff", "TPMS_ATTEST"),
+        (TpmAttest, b"\xffTCG\x80\x17\x00", "TPMS_ATTEST"),
+        (TpmCreationData, b"\x00", "TPMS_CREATION_DATA"),
+        (TpmSignature, b"\x00\x18", "TPMT_SIGNATURE"),
+        (unwrap_tpm2b, b"\x00\x01", "TPM2B"),
+    ],
+)
+def test_an_error_names_the_structure(structure: Callable[[bytes], object], data: bytes, name: str) -> None:
+    with pytest.raises(MalformedError) as caught:
+        structure(data)
+    assert f" {name} " in caught.value.message
