@@ -40,11 +40,11 @@ def test_what_could_act_is_written_out(text: str, shown: str) -> None:
 
 
 def test_ten_kilobytes_are_cut_and_cost_nothing() -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     for character in ("A", "\u202e", "東", "\u0301", " "):
         assert columns(inert(character * 10_000, longest=40)) <= 40
     assert inert("A" * 10_000, longest=40) == "A" * 37 + "..."
-    assert time.perf_counter() - started < 1
+    assert time.thread_time() - started < 1
 
 
 @given(st.text(max_size=300), st.integers(min_value=3, max_value=60))

@@ -113,10 +113,10 @@ def test_depth_is_counted_in_containers() -> None:
 )
 def test_resource_attacks_cost_nothing_w11(data: bytes, reason: Reason) -> None:
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.thread_time()
     try:
         assert refusal(data) is reason
-        assert time.perf_counter() - started < 0.05
+        assert time.thread_time() - started < 0.05
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()

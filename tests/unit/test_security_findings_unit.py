@@ -18,12 +18,12 @@ ACCENTS = "a" + "\u0301" * 15_000 + "\u0323" * 15_000
 
 
 def test_a_name_that_is_too_long_is_not_even_folded_G3() -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     assert name_key(ACCENTS) == name_key("a" * (MAX_TYPED + 1)) == ""
     with pytest.raises(MalformedError) as refusal:
         check_name(ACCENTS, "name")
     assert refusal.value.reason is Reason.FIELD_INVALID
-    assert time.perf_counter() - started < 0.3  # two seconds and more before
+    assert time.thread_time() - started < 0.3  # two seconds and more before
     assert name_key(" \u212bngstr\u00f6m ") == name_key("\u00c5NGSTRO\u0308M")
     assert len(name_key("a" * MAX_TYPED)) == MAX_TYPED
 

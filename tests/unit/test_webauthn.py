@@ -179,10 +179,10 @@ def test_json_depth_is_bounded_and_brackets_in_strings_do_not_count_w11() -> Non
 )
 def test_json_resource_attacks_cost_nothing_w11(data: bytes) -> None:
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.thread_time()  # of this thread alone, however busy the machine is
     try:
         assert refusal(CollectedClientData, data) is Reason.CLIENT_DATA_JSON
-        assert time.perf_counter() - started < 0.2  # tracing makes it several times slower
+        assert time.thread_time() - started < 0.5  # tracing makes it several times slower
         assert tracemalloc.get_traced_memory()[1] < 10 << 20
     finally:
         tracemalloc.stop()
