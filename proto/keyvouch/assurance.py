@@ -1,13 +1,13 @@
 """Assurance: what is proved about a key, in three components that a policy can compare.
 
-    protection     where the private key lives     software | tpm, secure_element, smartcard, tee
+    protection     where the private key lives     software | hardware, tpm, secure_element, smartcard, tee
     verification   who checks the PIN or finger    none < software_gated < hardware_gated
     provenance     who vouches for the key         unattested < self < attested (by a named anchor)
 
 Assurance is derived from verified evidence alone. The honest rule: without an attestation chain to a trusted
 anchor nothing is proved about the place of a key, so its protection is `software`, whatever it says of itself.
 
-The four hardware kinds have no order among them: a requirement asks for any hardware or for none.
+The hardware kinds have no order among them: a requirement asks for any hardware or for none.
 What is not here: deriving it (`keyvouch.attestation`), and which assurance an application needs; that is policy.
 """
 
@@ -52,6 +52,8 @@ class Protection(Enum):
     SMARTCARD = "smartcard"
     TEE = "tee"
     """A trusted execution environment: an isolated part of the main processor, such as Android's."""
+    HARDWARE = "hardware"
+    """Hardware of a kind that nobody named."""
 
     @property
     def is_hardware(self) -> bool:

@@ -111,13 +111,17 @@ class AuthenticatorData(bytes):
     def __new__(cls, data: bytes) -> Self:
         """Parse `data`.
 
-        Raises `MalformedError`: `AUTHDATA_LENGTH` if it ends early, `BACKUP_FLAGS` for BS without BE, the reasons
-        of the attested credential data, `AUTHDATA_EXTENSIONS`, `AUTHDATA_TRAILING`.
+        Raises `MalformedError`: `AUTHDATA_LENGTH` if it ends early or has more than 64 KiB, `BACKUP_FLAGS` for BS
+        without BE, the reasons of the attested credential data, `AUTHDATA_EXTENSIONS`, `AUTHDATA_TRAILING`.
         """
         if isinstance(data, cls):
             return data
         if len(data) < _MIN_AUTHENTICATOR_DATA:
             raise _short("the RP ID hash, the flags and the counter")
+        if len(data) > _MAX_ATTESTATION_OBJECT:
+            raise _malformed(
+                Reason.AUTHDATA_LENGTH, f"The authenticator data has more than {_MAX_ATTESTATION_OBJECT} bytes."
+            )
         self = super().__new__(cls, data)
         flags, self.sign_count = struct.unpack_from(">BI", data, 32)
         self.attested = self.extensions = None

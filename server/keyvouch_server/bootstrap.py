@@ -208,7 +208,7 @@ def assemble(
     keyring = Keyring(_read_key(data / _TOKEN_KEY), pepper, authority)
     relay = Relay()
     facts = ServerFacts(authority.server_id, config.rp_id, config.issuer, config.device_endpoint)
-    anchors = load_anchors(config.trust, instant=datetime.fromtimestamp(clock.now(), UTC))
+    anchors = load_anchors(config.trust, instant=datetime.fromtimestamp(clock.now(), UTC), folder=data)
     world = World(store, clock, entropy, keyring, relay, facts, anchors)
     sessions = Sessions(world)
     passes = AccessPasses(world, sessions)

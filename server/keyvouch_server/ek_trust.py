@@ -1,8 +1,9 @@
 """The makers of TPMs whose endorsement key certificates are believed: those in the wheel, and an administrator's.
 
-A folder of PEM files is a store. A certification authority that issued itself becomes an anchor, named `tpm-ek:` and
+A folder of PEM files is a store. A certification authority that signed itself becomes an anchor, named `tpm-ek:` and
 the name of its file. All other certificates only help to build paths: an intermediate whose root is not there vouches
-for nothing. `trust/README.md` lists what is in the wheel and where it comes from.
+for nothing, and one that merely bears the name of its issuer is an intermediate. `trust/README.md` lists what is in
+the wheel and where it comes from.
 
 What is not here: judging endorsement key certificates (`keyvouch.attestation.endorsement`), and fetching anything.
 """
@@ -12,7 +13,9 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -21,13 +24,20 @@ from typing import Final
 from cryptography import x509
 
 from keyvouch.assurance import Protection
-from keyvouch.attestation.endorsement import EK_FORMAT, EndorsementCertificate, read_anchor_certificate
+from keyvouch.attestation.certificate_profile import UNREADABLE
+from keyvouch.attestation.endorsement import (
+    EK_FORMAT,
+    EndorsementCertificate,
+    check_self_signed,
+    read_anchor_certificate,
+)
 from keyvouch.attestation.trust import TrustAnchor, TrustStore
-from keyvouch.errors import KeyvouchError, MalformedError, Reason
+from keyvouch.errors import EvidenceError, KeyvouchError, MalformedError, Reason
 
 __all__ = ["EkTrust", "load_ek_trust", "makers"]
 
 _PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]*)-----END CERTIFICATE-----")
+_BEGIN: Final = b"-----BEGIN "
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +54,17 @@ def makers() -> Traversable:
 
 
 def load_ek_trust(*folders: Traversable) -> EkTrust:
-    """Read all files `*.pem` of the folders. Raises `KeyvouchError(CONFIGURATION)`, naming the file."""
+    """Read all files `*.pem` of the folders. Raises `KeyvouchError(CONFIGURATION)`, naming the file.
+
+    Names in certificates of Google are longer than X.520 allows, of which `cryptography` warns when it reads them. The
+    names are read here and kept, so that nobody is warned later. Filters of warnings belong to all threads: call this
+    while the program starts.
+    """
     anchors: list[TrustAnchor] = []
     intermediates: list[x509.Certificate] = []
-    for folder in folders:
-        for file in _pem_files(folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for file in (file for folder in folders for file in _pem_files(folder)):
             for certificate, is_root in _certificates(file):
                 if is_root:
                     anchors.append(_anchor(file, certificate))
@@ -72,7 +88,8 @@ def _anchor(file: Traversable, certificate: x509.Certificate) -> TrustAnchor:
 def _certificates(file: Traversable) -> Iterator[tuple[x509.Certificate, bool]]:
     """The certificates of a file, and whether each is a root. The tolerant reader is for roots that are not DER."""
     try:
-        blocks = _PEM.findall(file.read_bytes())
+        text = file.read_bytes()
+        blocks = _PEM.findall(text)
         ders = [base64.b64decode(b"".join(block.split()), validate=True) for block in blocks]
         read = [(read_anchor_certificate(der), EndorsementCertificate.parse(der)) for der in ders]
     except OSError as error:
@@ -81,8 +98,26 @@ def _certificates(file: Traversable) -> Iterator[tuple[x509.Certificate, bool]]:
         raise _broken(f"{file} is no file of certificates in PEM: {error}") from None
     if not read:
         raise _broken(f"{file} holds no certificate in PEM")
+    if len(read) != text.count(_BEGIN):
+        raise _broken(f"{file} holds a block that is no certificate in PEM")
     for certificate, fields in read:
-        yield certificate, bool(fields.is_ca) and fields.issuer == fields.subject
+        _read_names(certificate)
+        yield certificate, _is_root(fields)
+
+
+def _read_names(certificate: x509.Certificate) -> None:
+    """Make `cryptography` read the names, which it keeps. Names that it cannot read are refused in a path."""
+    with suppress(*UNREADABLE):
+        certificate.subject, certificate.issuer  # noqa: B018
+
+
+def _is_root(fields: EndorsementCertificate) -> bool:
+    """Whether it is an authority that signed itself. Where it came from is what makes it one to trust."""
+    try:
+        check_self_signed(fields)
+    except EvidenceError:
+        return False
+    return bool(fields.is_ca)
 
 
 def _broken(why: str) -> KeyvouchError:

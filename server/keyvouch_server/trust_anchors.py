@@ -22,6 +22,7 @@ from cryptography import x509
 
 from keyvouch.assurance import Protection, Verification
 from keyvouch.attestation import Distrust, TrustAnchor, TrustStore
+from keyvouch.attestation.certificate_profile import PathRule, read_profile
 from keyvouch.attestation.formats import FORMATS
 from keyvouch.attestation.metadata import Metadata, model_name
 from keyvouch.attestation.metadata_anchors import distrust, trust_anchors
@@ -36,6 +37,12 @@ SIGNER: Final = "mds.fidoalliance.org"
 
 GRACE_DAYS: Final = 30
 """How long metadata is believed after the day it should have been renewed, where nothing else is said."""
+
+_CHAINED: Final = FORMATS.keys() - {"none"}
+_WITHOUT_MODEL: Final = frozenset({"fido-u2f", "piv"})
+
+NUMBER_FILE: Final = "metadata.number"
+"""Holds the number of the newest metadata that was believed."""
 
 _PINNED: Final = frozenset({"name", "file", "formats", "protection", "verification", "aaguids"})
 _METADATA: Final = frozenset({"blob", "root", "signer", "crls", "grace_days"})
@@ -91,12 +98,16 @@ def read_settings(pinned: object, metadata: object, *, folder: Path) -> TrustSet
     return TrustSettings(roots, _read_metadata(metadata, folder))
 
 
-def load(settings: TrustSettings, *, instant: datetime) -> TrustStore:
-    """Read the files and put their anchors together. Raises `KeyvouchError(CONFIGURATION)`, naming the file."""
-    pinned = [anchor for one in settings.pinned for anchor in _load_pinned(one)]
+def load(settings: TrustSettings, *, instant: datetime, folder: Path) -> TrustStore:
+    """Read the files and put their anchors together. Raises `KeyvouchError(CONFIGURATION)`, naming the file.
+
+    The number of the newest metadata is kept in `folder`: older metadata, which knows less of what was revoked, is
+    refused from then on.
+    """
+    pinned = [anchor for one in settings.pinned for anchor in _load_pinned(one, instant)]
     if settings.metadata is None:
         return TrustStore(pinned)
-    metadata, policy = _load_metadata(settings.metadata, instant), MetadataPolicy()
+    metadata, policy = _load_metadata(settings.metadata, instant, folder / NUMBER_FILE), MetadataPolicy()
     known = trust_anchors(metadata, policy=policy, instant=instant)
     refused = distrust(metadata, policy=policy, instant=instant)
     _report(metadata, known, refused)
@@ -110,13 +121,14 @@ def _read_pinned(table: Mapping[str, Any], folder: Path) -> PinnedRoots:
     _check_members("trust_anchors", table, _PINNED, required={"name", "file", "formats"})
     name, file = _text(table, "name"), _text(table, "file")
     formats = _texts(table, "formats")
-    unknown = formats - FORMATS.keys()
-    if unknown or not formats:
-        raise _broken(f"trust anchor {name}: formats are one or several of {', '.join(FORMATS)}")
+    if not formats or not formats <= _CHAINED:
+        raise _broken(f"trust anchor {name}: formats are one or several of {', '.join(sorted(_CHAINED))}")
     try:
         aaguids = frozenset(uuid.UUID(text).bytes for text in _texts(table, "aaguids"))
     except ValueError:
         raise _broken(f"trust anchor {name}: an AAGUID is written like 2fc0579f-8113-47ea-b116-bb5a8db9202a") from None
+    if aaguids and formats <= _WITHOUT_MODEL:
+        raise _broken(f"trust anchor {name}: authenticators of these formats have no AAGUID to be known by")
     protection = _choice(Protection, table, "protection", Protection.SOFTWARE)
     verification = _choice(Verification, table, "verification", Verification.SOFTWARE_GATED)
     return PinnedRoots(name, folder / file, formats, protection, verification, aaguids)
@@ -169,7 +181,10 @@ def _choice(kind: type[_Choice], table: Mapping[str, Any], name: str, default: _
 # The files
 
 
-def _load_pinned(pinned: PinnedRoots) -> list[TrustAnchor]:
+def _load_pinned(pinned: PinnedRoots, instant: datetime) -> list[TrustAnchor]:
+    certificates = _certificates(pinned.file)
+    for certificate in certificates:
+        _check_may_vouch(pinned, certificate, instant)
     return [
         TrustAnchor(
             pinned.name,
@@ -179,11 +194,50 @@ def _load_pinned(pinned: PinnedRoots) -> list[TrustAnchor]:
             protection=pinned.protection,
             verification=pinned.verification,
         )
-        for certificate in _certificates(pinned.file)
+        for certificate in certificates
     ]
 
 
-def _load_metadata(file: MetadataFile, instant: datetime) -> Metadata:
+def _check_may_vouch(pinned: PinnedRoots, certificate: x509.Certificate, instant: datetime) -> None:
+    """Refuse a certificate under which no path could ever be valid; tell of one whose time is not now."""
+    try:
+        profile = read_profile(certificate)
+        profile.check_subject()
+        profile.check_validity(instant)
+    except EvidenceError as error:
+        if error.metadata.get("detail") != PathRule.VALIDITY:
+            raise _broken(f"a certificate in {pinned.file} cannot vouch for anything: {error.message}") from None
+        _log.warning("trust anchor %s: %s", pinned.name, error.message)
+
+
+def _load_metadata(file: MetadataFile, instant: datetime, number: Path) -> Metadata:
+    metadata = _verified(file, instant, _kept_number(number))
+    _keep_number(number, metadata.number)
+    return metadata
+
+
+def _kept_number(path: Path) -> int | None:
+    try:
+        return int(path.read_text("ascii"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        raise _broken(
+            f"{path} does not hold a number", "Remove it, if you know which metadata is the newest."
+        ) from None
+
+
+def _keep_number(path: Path, number: int) -> None:
+    """Write the number at once or not at all."""
+    fresh = path.with_suffix(".new")
+    try:
+        fresh.write_text(f"{number}\n", "ascii")
+        fresh.replace(path)
+    except OSError as error:
+        raise _broken(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _verified(file: MetadataFile, instant: datetime, newest: int | None) -> Metadata:
     roots = [TrustAnchor("metadata", certificate) for certificate in _certificates(file.root)]
     try:
         return verify_metadata_blob(
@@ -191,7 +245,7 @@ def _load_metadata(file: MetadataFile, instant: datetime) -> Metadata:
             anchors=roots,
             instant=instant,
             expected_name=file.signer,
-            minimum_number=None,
+            minimum_number=newest,
             grace=file.grace,
             crls=[_bytes(path) for path in file.crls],
             require_crls=bool(file.crls),

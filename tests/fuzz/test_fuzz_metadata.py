@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from keyvouch import base64url
 from keyvouch.attestation.metadata import model_name
-from keyvouch.attestation.metadata_anchors import trust_anchors
+from keyvouch.attestation.metadata_anchors import distrust, trust_anchors
 from keyvouch.attestation.metadata_blob import verify_metadata_blob
 from keyvouch.attestation.metadata_payload import parse_payload
 from keyvouch.attestation.metadata_policy import MetadataPolicy
@@ -55,6 +55,9 @@ def check_payload(data: bytes) -> None:
     models = {model_name(model) for item in metadata.entries for model in item.models}
     assert {anchor.name for anchor in anchors} <= models
     assert all(len(anchor.aaguids) + len(anchor.key_ids) == 1 and anchor.formats for anchor in anchors)
+    refused = distrust(metadata, policy=MetadataPolicy(), instant=INSTANT).models
+    assert all(item.models <= refused.keys() for item in metadata.rejected if "REVOKED" in item.statuses)
+    assert all(len(model) in (16, 20) and any(model) for model in refused)
 
 
 def test_the_control() -> None:

@@ -23,7 +23,7 @@ from keyvouch.attestation import TrustAnchor, TrustStore, verify_registration
 from keyvouch.cose import Algorithm
 from keyvouch.errors import KeyvouchError, Reason
 from keyvouch.webauthn import AttestationObject
-from support.forge import AAGUID, Forge, PrivateKey, new_key, sign
+from support.forge import AAGUID, UP_UV, Forge, PrivateKey, new_key, sign
 
 AAGUID_OID = x509.ObjectIdentifier("1.3.6.1.4.1.45724.1.1.4")
 BEGIN, END = datetime(2024, 1, 1, tzinfo=UTC), datetime(2044, 1, 1, tzinfo=UTC)
@@ -158,15 +158,22 @@ def _sign(key: AnyPrivateKey, algorithm: int, message: bytes) -> bytes:
     return sign(key, Algorithm(algorithm), message)
 
 
-def registration(forge: Forge, format: str, make: StatementMaker, **changes: Any) -> dict[str, Any]:  # noqa: A002
+def registration(
+    forge: Forge,
+    format: str,  # noqa: A002
+    make: StatementMaker,
+    *,
+    flags: int = UP_UV,
+    **changes: Any,
+) -> dict[str, Any]:
     """Arguments of `verify_registration` that trust `ROOT`; `make` gets authenticator data and client data hash.
 
     `changes` replace arguments after signing.
     """
-    blank = forge.registration(format=format, statement={})
+    blank = forge.registration(format=format, statement={}, flags=flags)
     data = AttestationObject(blank["attestation_object"]).authenticator_data
     statement = make(data, hashlib.sha256(blank["client_data"]).digest())
-    return forge.registration(format=format, statement=statement, **{"anchors": TRUST} | changes)
+    return forge.registration(format=format, statement=statement, flags=flags, **{"anchors": TRUST} | changes)
 
 
 def verdict(arguments: Mapping[str, Any]) -> Reason | None:
@@ -181,3 +188,12 @@ def verdict(arguments: Mapping[str, Any]) -> Reason | None:
 def encoded(certificates: Sequence[x509.Certificate | bytes]) -> list[bytes]:
     """The certificates as x5c lists them."""
     return [item if isinstance(item, bytes) else item.public_bytes(Encoding.DER) for item in certificates]
+
+
+CERTIFIED_KEYS: Mapping[str, tuple[x509.ExtensionType, bool]] = {
+    "application": (unrecognized("1.3.6.1.4.1.11129.2.1.17", b"\x30\x00"), False),
+    "apple": (unrecognized("1.2.840.113635.100.8.2", b"\x30\x00"), False),
+    "slot": (unrecognized("1.3.6.1.4.1.41482.3.8", b"\x02\x01"), False),
+    "tpm": (x509.ExtendedKeyUsage([x509.ObjectIdentifier("2.23.133.8.3")]), False),
+}
+"""What the certificates of keys have that makers certify and that sign for whoever may use them."""

@@ -88,17 +88,17 @@ class Holder:
         return Holder(own, certificate(common_name, own, self.key, self.certificate.subject, extensions, begin, end))
 
     def crl(self, *revoked: x509.Certificate, hash_algorithm: Any = None, **changes: Any) -> bytes:
-        """A CRL of this holder in DER. Changes: `begin`, `end`, `issuer`, `extensions`, `key`."""
+        """A CRL of this holder in DER. Changes: `begin`, `end`, `issuer`, `extensions`, `reasons`, `key`."""
         builder = x509.CertificateRevocationListBuilder(
             changes.get("issuer", self.certificate.subject),
             changes.get("begin", INSTANT - timedelta(days=1)),
             changes.get("end", INSTANT + timedelta(days=1)),
             extensions=[x509.Extension(e.oid, critical, e) for e, critical in changes.get("extensions", ())],
         )
+        reasons = [x509.Extension(e.oid, False, e) for e in changes.get("reasons", ())]
         for item in revoked:
-            builder = builder.add_revoked_certificate(
-                x509.RevokedCertificateBuilder(item.serial_number, INSTANT - timedelta(days=2)).build()
-            )
+            of_item = x509.RevokedCertificateBuilder(item.serial_number, INSTANT - timedelta(days=2), reasons)
+            builder = builder.add_revoked_certificate(of_item.build())
         signed = builder.sign(changes.get("key", self.key), hash_algorithm or hashes.SHA256())
         return signed.public_bytes(Encoding.DER)
 
@@ -124,6 +124,13 @@ def new_root(common_name: str) -> Holder:
     """A self-signed root."""
     key = p256_key(common_name)
     return Holder(key, certificate(common_name, key, key, named(common_name), [(CA, True)]))
+
+
+def renewed(root: Holder) -> x509.Certificate:
+    """Another edition of a root: the same name and key, later dates."""
+    name, key = root.certificate.subject, root.key
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 9, BEGIN + timedelta(days=365), END)
+    return builder.add_extension(CA, True).sign(key, hashes.SHA256())
 
 
 ROOT = new_root("Metadata Root")

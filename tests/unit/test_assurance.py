@@ -22,7 +22,7 @@ from support.forge import UP_UV, Forge
 
 SOFTWARE_KEY = Assurance(Protection.SOFTWARE, Verification.SOFTWARE_GATED, Provenance.SELF)
 HARDWARE_KEY = Assurance(Protection.TPM, Verification.HARDWARE_GATED, Provenance.ATTESTED, "Maker Root")
-HARDWARE = (Protection.TPM, Protection.SECURE_ELEMENT, Protection.SMARTCARD, Protection.TEE)
+HARDWARE = (Protection.TPM, Protection.SECURE_ELEMENT, Protection.SMARTCARD, Protection.TEE, Protection.HARDWARE)
 
 
 def registered(**changes: object) -> VerifiedRegistration:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from cryptography import x509
 
+from keyvouch.attestation import certificates
 from keyvouch.attestation.certificate_profile import PathRule
 from keyvouch.attestation.certificates import (
     MAX_CANDIDATES,
     MAX_CERTIFICATES,
+    CertificationPath,
     find_path,
     parse_certificate,
     validate_path,
@@ -37,6 +41,10 @@ from support.certificate_paths import (
     broken_rule,
     found,
 )
+from support.endorsement_forge import certificate as endorsement
+from support.endorsement_forge import intermediate as maker
+from support.endorsement_forge import sequence
+from support.endorsement_verdicts import elements
 from support.vectors import ROOT as VECTORS
 from support.vectors import load
 
@@ -66,7 +74,7 @@ def test_no_path_is_found() -> None:
     assert broken_rule(found, LEAF, MIDDLE, anchors=[STRANGER]) is PathRule.ANCHOR
     assert broken_rule(found, LEAF, NAMESAKE) is PathRule.SIGNATURE
     too_long = a_chain(MAX_CERTIFICATES + 1)
-    assert broken_rule(found, *too_long) is PathRule.LENGTH
+    assert broken_rule(found, *too_long) is PathRule.ANCHOR
 
 
 def test_the_first_path_to_an_anchor_says_why() -> None:
@@ -92,6 +100,65 @@ def test_work_on_a_pool_is_bounded() -> None:
     assert broken_rule(found, LEAF, *crowd, one_more, MIDDLE) is PathRule.SIGNATURE
     same = [issue("Same", None, ca=True, issuer_name=named("Same")) for _ in range(200)]
     assert broken_rule(found, leaf(same[0]), *same) is PathRule.ANCHOR
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[x509.Certificate]]:
+    """The candidates that are judged, as they come. They are judged as ever."""
+    seen: list[Sequence[x509.Certificate]] = []
+
+    def judge(path: Sequence[x509.Certificate], **arguments: Any) -> CertificationPath:
+        seen.append(path)
+        return validate_path(path, **arguments)
+
+    monkeypatch.setattr(certificates, "validate_path", judge)
+    return seen
+
+
+def find_in_a_crowd(**arguments: int) -> None:
+    crowd = [issue("Same", None, ca=True, issuer_name=named("Same")) for _ in range(16)]
+    pool = [one.certificate for one in crowd]
+    end = leaf(crowd[0]).certificate
+    assert broken_rule(find_path, end, pool, anchors=[TOP.anchor], instant=INSTANT, **arguments) is PathRule.ANCHOR
+
+
+@pytest.mark.parametrize("number", [1, 16, 63, 64])
+def test_as_many_candidates_are_judged_as_the_caller_wants(number: int, judged: list[object]) -> None:
+    find_in_a_crowd(candidates=number)
+    assert len(judged) == number
+
+
+def test_64_candidates_are_judged_unless_the_caller_wants_less(judged: list[object]) -> None:
+    find_in_a_crowd()
+    assert len(judged) == 64
+
+
+def test_a_path_that_is_the_last_candidate_is_found() -> None:
+    crowd = [intermediate(TOP).certificate for _ in range(3)]
+    pool = [*crowd, MIDDLE.certificate]
+    assert find_path(LEAF.certificate, pool, anchors=[TOP.anchor], instant=INSTANT, candidates=5)
+    rule = broken_rule(find_path, LEAF.certificate, pool, anchors=[TOP.anchor], instant=INSTANT, candidates=4)
+    assert rule is PathRule.SIGNATURE
+
+
+def test_no_candidate_is_longer_than_a_path_may_be(judged: list[Sequence[x509.Certificate]]) -> None:
+    assert broken_rule(found, *a_chain(12)) is PathRule.ANCHOR
+    assert [len(candidate) for candidate in judged] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_only_anchors_that_are_named_are_tried() -> None:
+    """Each anchor is judged as a CA before the link to it, so one that is none would cost as much as one that is."""
+    assert found(LEAF, MIDDLE, anchors=[STRANGER, OTHER, MIDDLE, TOP]).anchor == MIDDLE.anchor
+    assert found(LEAF, MIDDLE, anchors=[STRANGER, OTHER, TOP]).anchor == TOP.anchor
+    assert found(LEAF, anchors=[STRANGER, LEAF]).anchor == LEAF.anchor
+
+
+def test_names_of_version_1_are_found() -> None:
+    old = x509.load_der_x509_certificate(endorsement(version=b"", change=lambda part: sequence(*elements(part)[:-1])))
+    assert old.version is x509.Version.v1
+    instant = old.not_valid_before_utc
+    path = find_path(old, [], anchors=pinned(maker().certificate), instant=instant)
+    assert path.certificates == (old,)
 
 
 # Certificates of makers

@@ -252,7 +252,7 @@ HOSTILE = [twice, with_garbage, with_x400_address, with_name, with_unknown_key, 
 @pytest.mark.parametrize("change", HOSTILE)
 def test_hostile_certificates_are_refused(change: Callable[[list[bytes]], list[bytes]]) -> None:
     end, middle, top = resign(LEAF, MIDDLE, change), resign(MIDDLE, TOP, change), resign(TOP, TOP, change)
-    rule = PathRule.UNREADABLE
+    rule = PathRule.WEAK_KEY if change is with_unknown_key else PathRule.UNREADABLE
     assert broken_rule(validate, end, MIDDLE) is rule
     nameless = change is with_name  # nobody looks at a name that is not the one to be found
     assert broken_rule(validate, LEAF, middle) is (PathRule.ISSUER_NAME if nameless else rule)
@@ -280,7 +280,44 @@ def test_hostile_anchors_vouch_for_nothing(change: Callable[[list[bytes]], list[
     top = resign(TOP, TOP, change)
     nameless = change is with_name
     rule = broken_rule(validate, LEAF, MIDDLE, anchors=[top])
-    assert rule is (PathRule.ANCHOR if nameless else PathRule.UNREADABLE)
+    readable = PathRule.WEAK_KEY if change is with_unknown_key else PathRule.UNREADABLE
+    assert rule is (PathRule.ANCHOR if nameless else readable)
+
+
+def with_diffie_hellman_key(fields: list[bytes]) -> list[bytes]:
+    """Loading this one key takes seconds: its modulus is a prime, so that every test for primes is done to its end."""
+    prime = ((1 << 4423) - 1).to_bytes(553, "big")
+    parameters = element(0x30, element(0x02, prime), b"\x02\x01\x02")
+    algorithm = element(0x30, bytes.fromhex("06092a864886f70d010301"), parameters)
+    return [*fields[:6], element(0x30, algorithm, element(0x03, b"\x00\x02\x01\x02")), *fields[7:]]
+
+
+def test_keys_of_other_kinds_are_not_even_loaded() -> None:
+    end, top = resign(LEAF, MIDDLE, with_diffie_hellman_key), resign(TOP, TOP, with_diffie_hellman_key)
+    assert broken_rule(validate, end, MIDDLE) is PathRule.WEAK_KEY
+    assert broken_rule(validate, end, anchors=[]) is PathRule.WEAK_KEY
+    assert broken_rule(validate, LEAF, MIDDLE, anchors=[top]) is PathRule.WEAK_KEY
+
+
+@pytest.mark.parametrize(("bits", "is_good"), [(2040, False), (2048, True), (8192, True), (8193, False)])
+def test_the_length_of_an_rsa_key(bits: int, is_good: bool) -> None:
+    numbers = rsa.RSAPublicNumbers(65537, (1 << bits - 1) + 0x1DF)  # nobody has the key; nobody needs it of a leaf
+    end = leaf(MIDDLE, public_key=numbers.public_key())
+    if is_good:
+        assert validate(end, MIDDLE)
+    else:
+        assert broken_rule(validate, end, MIDDLE) is PathRule.WEAK_KEY
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_date_in_the_year_0_is_unreadable(place: int) -> None:
+    def without_a_year(fields: list[bytes]) -> list[bytes]:
+        dates = elements(inside(fields[4]))
+        dates[place] = element(0x18, b"00000101000000Z")
+        return [*fields[:4], element(0x30, *dates), *fields[5:]]
+
+    assert broken_rule(validate, resign(LEAF, MIDDLE, without_a_year), MIDDLE) is PathRule.UNREADABLE
+    assert broken_rule(validate, LEAF, resign(MIDDLE, TOP, without_a_year)) is PathRule.UNREADABLE
 
 
 @pytest.mark.filterwarnings("ignore:Parsed a serial number")

@@ -11,6 +11,7 @@ from cryptography import x509
 
 from keyvouch.attestation.certificate_profile import PathRule
 from keyvouch.attestation.certificates import (
+    FEW_ANCHORS,
     MAX_CERTIFICATES,
     find_path,
     validate_path,
@@ -349,3 +350,15 @@ def test_instants_of_any_time_zone() -> None:
         validate(LEAF, MIDDLE, instant=INSTANT.replace(tzinfo=None))
     with pytest.raises(UsageError):
         find_path(LEAF.certificate, [], anchors=[], instant=INSTANT.replace(tzinfo=None))
+
+
+@pytest.mark.parametrize("strangers", [FEW_ANCHORS - 2, FEW_ANCHORS - 1, FEW_ANCHORS, FEW_ANCHORS + 9])
+def test_one_good_anchor_among_strangers(strangers: int) -> None:
+    others = [root(f"Stranger {number}") for number in range(strangers)]
+    assert validate(LEAF, MIDDLE, anchors=[*others, TOP]).anchor.certificate == TOP.certificate
+    assert validate(LEAF, anchors=[*others, LEAF]).anchor.certificate == LEAF.certificate
+    assert validate(LEAF, MIDDLE, TOP, anchors=[*others, TOP]).anchor.certificate == TOP.certificate
+    namesake = root("Root")
+    assert validate(LEAF, MIDDLE, anchors=[*others, namesake, TOP]).anchor.certificate == TOP.certificate
+    assert broken_rule(validate, LEAF, MIDDLE, anchors=[*others, namesake]) is PathRule.SIGNATURE
+    assert broken_rule(validate, LEAF, MIDDLE, anchors=others) is PathRule.ANCHOR

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -16,15 +18,32 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from keyvouch.assurance import Protection
 from keyvouch.attestation.certificates import find_path
-from keyvouch.attestation.endorsement import EndorsementCertificate, verify_endorsement_certificate
+from keyvouch.attestation.endorsement import (
+    EndorsementCertificate,
+    check_self_signed,
+    verify_endorsement_certificate,
+)
 from keyvouch.errors import EvidenceError, KeyvouchError, Reason
 from keyvouch_server.ek_trust import EkTrust, load_ek_trust, makers
-from support.endorsement_forge import INSTANT, authority, certificate, ek, intermediate, root
+from support.endorsement_forge import (
+    ECDSA_SHA256,
+    INSTANT,
+    RSA_SHA256,
+    EkAuthority,
+    attribute,
+    authority,
+    certificate,
+    ek,
+    intermediate,
+    root,
+    sequence,
+    store,
+    tlv,
+)
+from support.endorsement_verdicts import refusal, verify
 from support.software_tpm import public_area
+from support.tpm_forge import ec_key, rsa_key
 from support.vectors import ROOT
-
-# Names in certificates of Google are longer than X.520 allows; `cryptography` says so whenever it reads one.
-pytestmark = pytest.mark.filterwarnings("ignore:Attribute's length must be")
 
 ROOTS = {
     "GCE_gcp_ek_ak_ca_root",
@@ -108,7 +127,7 @@ def test_nuvoton_roots_lose_nothing_by_being_put_right(trust: EkTrust):
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.stem not in ROOTS], ids=lambda path: path.stem)
 def test_every_intermediate_has_a_path_or_a_reason_not_to(path: Path, trust: EkTrust):
-    one = x509.load_pem_x509_certificate(path.read_bytes())
+    (one,) = (one for one in trust.intermediates if one.public_bytes(Encoding.DER) == der(path))
     anchors = trust.anchors.anchors_for("tpm-ek", aaguid=bytes(16))
 
     def find() -> str:
@@ -181,6 +200,102 @@ def test_what_issued_itself_but_is_no_authority_is_no_anchor(tmp_path: Path):
     assert len(load_ek_trust(tmp_path).anchors) == 0
 
 
+def test_an_authority_that_only_bears_the_name_of_its_issuer_is_no_anchor(tmp_path: Path):
+    """As the certificate of a new key is that the old one signed."""
+    old = authority("Maker")
+    new = authority("Maker", old)
+    (tmp_path / "new.pem").write_text(pem(new.der))
+    trust = load_ek_trust(tmp_path)
+    assert (len(trust.anchors), trust.intermediates) == (0, (new.certificate,))
+    (tmp_path / "old.pem").write_text(pem(old.der))
+    trust = load_ek_trust(tmp_path)
+    assert [anchor.certificate for anchor in trust.anchors] == [old.certificate]
+    assert trust.intermediates == (new.certificate,)
+
+
+def test_a_root_is_signed_over_the_bytes_it_came_as(tmp_path: Path):
+    spoilt = bytearray(root().der)
+    spoilt[-1] ^= 1
+    (tmp_path / "spoilt.pem").write_text(pem(bytes(spoilt)))
+    assert len(load_ek_trust(tmp_path).anchors) == 0
+
+
+RSA_SHA1 = sequence(bytes.fromhex("06092a864886f70d0101050500"))
+
+
+@pytest.mark.parametrize(
+    ("key", "algorithm", "digest", "good"),
+    [
+        (rsa_key(1), sequence(RSA_SHA256), hashes.SHA256(), True),
+        (rsa_key(1), RSA_SHA1, hashes.SHA1(), True),
+        (rsa_key(1), RSA_SHA1, hashes.SHA256(), False),
+        (rsa_key(1), sequence(bytes.fromhex("06092a864886f70d0101040500")), hashes.MD5(), False),
+        (ec_key(9), sequence(ECDSA_SHA256), hashes.SHA256(), True),
+        (ec_key(9), RSA_SHA1, hashes.SHA1(), False),
+        (ec_key(9), sequence(bytes.fromhex("06072a8648ce3d0401")), hashes.SHA1(), False),
+    ],
+)
+def test_by_which_algorithms_a_root_signs_itself(key: Any, algorithm: bytes, digest: hashes.HashAlgorithm, good: bool):
+    data = itself(key, algorithm=algorithm, digest=digest)
+    if good:
+        check_self_signed(EndorsementCertificate.parse(data))
+    else:
+        with pytest.raises(EvidenceError) as caught:
+            check_self_signed(EndorsementCertificate.parse(data))
+        assert caught.value.reason is Reason.TRUST_CHAIN
+
+
+def itself(own: Any, **parts: Any) -> bytes:
+    """A certificate that names itself as its issuer."""
+    signer = EkAuthority(own, root().certificate)
+    return certificate(own.public_key(), signer=signer, subject=signer.name, **parts)
+
+
+def test_a_root_bears_its_own_name_and_a_key_that_is_one():
+    key = ec_key(9)
+    point = b"\x03\x42\0\x04" + bytes(64)
+    bad_point = sequence(sequence(bytes.fromhex("06072a8648ce3d020106082a8648ce3d030107")), point)
+    for data in (
+        certificate(key.public_key(), signer=EkAuthority(key, root().certificate)),
+        itself(key, key=bad_point),
+    ):
+        with pytest.raises(EvidenceError) as caught:
+            check_self_signed(EndorsementCertificate.parse(data))
+        assert caught.value.reason is Reason.TRUST_CHAIN
+    check_self_signed(EndorsementCertificate.parse(itself(key)))
+
+
+def test_a_signature_with_sha1_is_good_for_a_root_only():
+    signer = authority("RSA", key=rsa_key(1))
+    data = certificate(signer=signer, algorithm=RSA_SHA1, digest=hashes.SHA1())
+    assert refusal(data, anchors=store(signer)) is Reason.TRUST_CHAIN
+    assert verify(certificate(signer=signer), anchors=store(signer))
+
+
+def test_long_names_of_makers_warn_nobody(tmp_path: Path):
+    """Warnings are errors in tests. Read on their own, these names give one."""
+    path = next(path for path in FILES if path.stem == "GCE_tpm_ek_root_1")
+    with pytest.warns(UserWarning, match="length"):
+        x509.load_pem_x509_certificate(path.read_bytes()).subject  # noqa: B018
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (anchor,) = (one for one in load_ek_trust(makers()).anchors if one.name == f"tpm-ek:{path.stem}")
+        assert anchor.certificate.subject == anchor.certificate.issuer
+        with pytest.raises(UserWarning, match="still there"):
+            warnings.warn("The filters are still there.", stacklevel=1)
+
+
+def test_a_name_that_cannot_be_read_harms_nobody_else(tmp_path: Path):
+    key = ec_key(9)
+    nameless = sequence(tlv(0x31, attribute("550403", b"\xe9", 0x14)))
+    data = certificate(key.public_key(), signer=EkAuthority(key, root().certificate), subject=nameless)
+    with pytest.raises(ValueError, match="asn1"):
+        x509.load_der_x509_certificate(data).subject  # noqa: B018
+    (tmp_path / "own.pem").write_text(pem(data, root().der))
+    trust = load_ek_trust(tmp_path)
+    assert (len(trust.anchors), len(trust.intermediates)) == (1, 1)
+
+
 def test_an_empty_folder_vouches_for_nothing(tmp_path: Path):
     trust = load_ek_trust(tmp_path)
     assert (len(trust.anchors), trust.intermediates) == (0, ())
@@ -202,6 +317,34 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, text: str):
         load_ek_trust(makers(), tmp_path)
     assert caught.value.reason is Reason.CONFIGURATION
     assert "bad.pem" in caught.value.message
+
+
+BLOCK = pem(root().der)
+BEGIN, END = "-----BEGIN CERTIFICATE-----\n", "-----END CERTIFICATE-----\n"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        BLOCK.replace(BEGIN, f"{BEGIN}Name: value\n\n"),
+        f"{BEGIN}AA*A\n{END}",
+        f"{BEGIN}AAAA\n",
+        BLOCK.replace(" CERTIFICATE", " TRUSTED CERTIFICATE"),
+        BLOCK.replace(" CERTIFICATE", " X509 CRL"),
+    ],
+    ids=["headers", "no base64", "no end", "trusted", "another kind"],
+)
+def test_no_block_of_a_file_is_skipped(tmp_path: Path, more: str):
+    good = pem(intermediate().der)
+    for text in (good + more, more + good):
+        (tmp_path / "bad.pem").write_text(text)
+        with pytest.raises(KeyvouchError) as caught:
+            load_ek_trust(tmp_path)
+        assert caught.value.reason is Reason.CONFIGURATION
+        assert "bad.pem" in caught.value.message
+    (tmp_path / "bad.pem").write_text(f"Text - before\n{good}Text between\n{BLOCK}")
+    trust = load_ek_trust(tmp_path)
+    assert (len(trust.anchors), len(trust.intermediates)) == (1, 1)
 
 
 def test_a_folder_that_is_not_there_and_a_file_that_is_none_are_named(tmp_path: Path):

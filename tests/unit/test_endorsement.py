@@ -1,31 +1,26 @@
-"""Endorsement key certificates: what a good one has to say, and who has to stand above it."""
+"""Endorsement key certificates: what a good one has to say, and what it proves."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from math import prod
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from keyvouch.attestation.endorsement import (
-    EndorsementCertificate,
-)
+from keyvouch.attestation.endorsement import EndorsementCertificate
+from keyvouch.attestation.tpm_public import TpmObjectAttributes, TpmPublic
 from keyvouch.attestation.tpm_vendors import find_vendor
-from keyvouch.attestation.trust import TrustAnchor, TrustStore
-from keyvouch.errors import EvidenceError, Reason, UsageError
-from support import endorsement_forge as forge
+from keyvouch.errors import EvidenceError, Reason
 from support.endorsement_forge import (
     ALTERNATIVE_NAME,
     CONSTRAINTS,
-    INSTANT,
     KEY_USAGE,
     PURPOSES,
     TCG,
-    EkAuthority,
     PublicKey,
     alternative_name,
     attribute,
@@ -42,6 +37,7 @@ from support.endorsement_forge import (
     tlv,
 )
 from support.endorsement_verdicts import refusal, verify
+from support.software_tpm import EK_ATTRIBUTES, public_area
 from support.tpm_forge import ec_key, rsa_key
 
 Parse = EndorsementCertificate.parse
@@ -61,7 +57,34 @@ def test_a_good_certificate_says_who_made_the_tpm(key: Callable[[], PublicKey]):
     assert verified.issuers == (intermediate().certificate,)
     assert verified.anchor.name == "anchor-0"
     assert verified.certificate.serial == 1
+    assert verified.endorsement_key == public_area(key())
     assert verified.certificate.encoding == certificate(key(), signature=b"\0" + verified.certificate.signature)
+
+
+@pytest.mark.parametrize("key", [ek, rsa_ek])
+def test_the_identity_of_a_tpm_is_that_of_its_key_whatever_its_name(key: Callable[[], PublicKey]):
+    """The certificate says nothing of attributes and policy, so the host may claim several names for one key."""
+    data = certificate(key())
+    claims = [public_area(key()), public_area(key(), attributes=EK_ATTRIBUTES | TpmObjectAttributes.NO_DA)]
+    one, other = (verify(data, endorsement_key=claim) for claim in claims)
+    assert [one.endorsement_key, other.endorsement_key] == claims
+    assert one.endorsement_key.name != other.endorsement_key.name
+    info = key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert one.key_hash == other.key_hash == hashlib.sha256(info).digest()
+
+
+def test_the_default_exponent_may_be_written_out_and_makes_no_other_tpm():
+    """Zero stands for 65537 (Part 2 section 12.2.3.5), so one key has two public areas."""
+    default = public_area(rsa_ek())
+    written = TpmPublic(default.replace(bytes.fromhex("080000000000"), bytes.fromhex("080000010001")))
+    assert default.name != written.name
+    one, other = (verify(certificate(rsa_ek()), endorsement_key=claim) for claim in (default, written))
+    assert one.key_hash == other.key_hash
+
+
+def test_two_tpms_have_two_identities():
+    other = ec_key(8).public_key()
+    assert verify(certificate()).key_hash != verify(certificate(other), key=other).key_hash
 
 
 def test_an_anchor_may_issue_it_itself():
@@ -268,6 +291,30 @@ def test_a_long_manufacturer_is_cut_for_the_log():
     assert caught.value.metadata == {"manufacturer": "x" * 32}
 
 
+@pytest.mark.parametrize(
+    ("stated", "shown"),
+    [
+        (" id:~", " id:~"),
+        ("\x1b[31m\n", "?[31m?"),
+        ("\x7f\x00\x1f", "???"),
+        ("\u00e9\u202e\U0001f511", "???"),
+        ("\n" * 100, "?" * 32),
+    ],
+)
+def test_nothing_that_a_log_would_obey_is_shown(stated: str, shown: str):
+    san = extension(ALTERNATIVE_NAME, tcg_name(stated))
+    with pytest.raises(EvidenceError) as caught:
+        verify(certificate(extensions={ALTERNATIVE_NAME: san}))
+    assert caught.value.metadata == {"manufacturer": shown}
+
+
+def test_what_a_verified_certificate_says_is_printable():
+    san = extension(ALTERNATIVE_NAME, tcg_name("id:\t", "M\u00f6del ~", "1\r2"))
+    verified = verify(certificate(extensions={ALTERNATIVE_NAME: san}), unregistered_manufacturers={"id:\t"})
+    assert (verified.manufacturer, verified.model, verified.version) == ("id:?", "M?del ~", "1?2")
+    assert verified.certificate.model == "M\u00f6del ~"
+
+
 def test_attributes_may_share_a_set_and_stand_among_other_names():
     shared = tlv(
         0x31,
@@ -299,163 +346,3 @@ def test_critical_extensions_that_are_understood(oids: list[str]):
 def test_a_critical_extension_that_is_not_understood_is_refused(oid: str):
     assert refusal(certificate(extensions={oid: extension(oid, b"\x30\x00")})) is Reason.TPM_EK_CERTIFICATE
     assert verify(certificate(extensions={oid: extension(oid, b"\x30\x00", b"")}))
-
-
-# The path
-
-
-@pytest.mark.parametrize(
-    ("instant", "good"),
-    [
-        (datetime(2019, 12, 31, 23, 59, 59, tzinfo=UTC), False),
-        (datetime(2020, 1, 1, tzinfo=UTC), True),
-        (datetime(2021, 6, 1, 12, 0, 0, tzinfo=UTC), True),
-        (datetime(2021, 6, 1, 12, 0, 1, tzinfo=UTC), False),
-    ],
-)
-def test_it_is_valid_from_its_first_to_its_last_second(instant: datetime, good: bool):
-    validity = sequence(tlv(0x17, b"200101000000Z"), tlv(0x17, b"210601120000Z"))
-    data = certificate(validity=validity, signer=root())
-    if good:
-        assert verify(data, instant=instant)
-    else:
-        assert refusal(data, instant=instant) is Reason.TRUST_CHAIN
-
-
-def test_an_instant_without_a_zone_is_a_mistake_of_the_caller():
-    with pytest.raises(UsageError):
-        verify(certificate(), instant=datetime(2026, 8, 1))  # noqa: DTZ001
-
-
-def test_an_expired_intermediate_breaks_the_path():
-    old = authority("Old", root(), end=INSTANT - timedelta(days=1))
-    data = certificate(signer=old)
-    assert refusal(data, intermediates=[old.der]) is Reason.TRUST_CHAIN
-    assert verify(data, intermediates=[old.der], instant=INSTANT - timedelta(days=2))
-
-
-def test_another_root_of_the_same_name_is_no_anchor():
-    assert refusal(certificate(), anchors=store(authority("EK Root"))) is Reason.TRUST_CHAIN
-    assert refusal(certificate(), anchors=TrustStore()) is Reason.TRUST_CHAIN
-
-
-def test_only_anchors_for_endorsement_keys_count():
-    def anchors(*formats: str) -> TrustStore:
-        return TrustStore([TrustAnchor("a", root().certificate, formats=frozenset(formats))])
-
-    assert verify(certificate(), anchors=anchors("tpm-ek"))
-    assert refusal(certificate(), anchors=anchors("tpm", "packed")) is Reason.TRUST_CHAIN
-
-
-def test_the_signature_is_over_the_signed_part():
-    good = Parse(certificate())
-    signature = bytearray(good.signature)
-    signature[-1] ^= 1
-    assert refusal(certificate(signature=b"\0" + bytes(signature))) is Reason.TRUST_CHAIN
-    for spoilt in (b"\0", b"\0\x30\x00", b"\0" + good.signature):  # the last one is of another day's randomness
-        data = certificate(signature=spoilt, serial=bytes.fromhex("020102"))
-        assert refusal(data) is Reason.TRUST_CHAIN
-
-
-@pytest.mark.parametrize(
-    "algorithm", ["06072a8648ce3d0401", "06082a8648ce3d040301", "06092a864886f70d01010b0500", "06032b6570"]
-)
-def test_weak_foreign_and_unknown_signature_algorithms_are_refused(algorithm: str):
-    assert refusal(certificate(algorithm=sequence(bytes.fromhex(algorithm)))) is Reason.TRUST_CHAIN
-
-
-def test_an_rsa_issuer_does_not_sign_by_ecdsa_or_sha1():
-    issuer = authority("RSA", key=rsa_key(1))
-    for algorithm in ("06082a8648ce3d040302", "06092a864886f70d0101050500"):
-        data = certificate(signer=issuer, algorithm=sequence(bytes.fromhex(algorithm)))
-        assert refusal(data, anchors=store(issuer)) is Reason.TRUST_CHAIN
-    wrong = certificate(signer=issuer, signature=b"\0" + bytes(256))
-    assert refusal(wrong, anchors=store(issuer)) is Reason.TRUST_CHAIN
-    assert verify(certificate(signer=issuer), anchors=store(issuer))
-
-
-def test_an_issuer_has_to_be_an_authority_that_may_sign_certificates():
-    usage = dict.fromkeys(
-        (
-            "digital_signature",
-            "content_commitment",
-            "key_encipherment",
-            "data_encipherment",
-            "key_agreement",
-            "crl_sign",
-            "encipher_only",
-            "decipher_only",
-        ),
-        False,
-    )
-    ca = x509.BasicConstraints(ca=True, path_length=None)
-    good = authority("CA", root(), extensions=(ca, x509.KeyUsage(key_cert_sign=True, **usage)))
-    assert verify(certificate(signer=good), intermediates=[good.der])
-    for extensions in (
-        (),
-        (x509.BasicConstraints(ca=False, path_length=None),),
-        (ca, x509.KeyUsage(key_cert_sign=False, **usage | {"crl_sign": True})),
-    ):
-        bad = authority("CA", root(), extensions=extensions)
-        assert refusal(certificate(signer=bad), intermediates=[bad.der]) is Reason.TRUST_CHAIN
-        assert refusal(certificate(signer=bad), anchors=store(bad)) is Reason.TRUST_CHAIN
-
-
-@pytest.mark.parametrize(("allowed", "good"), [(0, False), (1, True), (None, True)])
-def test_path_lengths_count_the_issuer_as_an_intermediate(allowed: int | None, good: bool):
-    top = authority("Top", extensions=(x509.BasicConstraints(ca=True, path_length=allowed),))
-    issuer = authority("Issuer", top)
-    data, anchors = certificate(signer=issuer), store(top)
-    if good:
-        assert verify(data, intermediates=[issuer.der], anchors=anchors)
-    else:
-        assert refusal(data, intermediates=[issuer.der], anchors=anchors) is Reason.TRUST_CHAIN
-
-
-@pytest.mark.parametrize(("allowed", "good"), [(0, False), (1, True)])
-def test_path_lengths_hold_for_intermediates_too(allowed: int, good: bool):
-    upper = authority("Upper", root(), extensions=(x509.BasicConstraints(ca=True, path_length=allowed),))
-    issuer = authority("Issuer", upper, extensions=(x509.BasicConstraints(ca=True, path_length=0),))
-    data, pool = certificate(signer=issuer), [issuer.der, upper.der]
-    if good:
-        assert verify(data, intermediates=pool).issuers == (issuer.certificate, upper.certificate)
-    else:
-        assert refusal(data, intermediates=pool) is Reason.TRUST_CHAIN
-
-
-@pytest.mark.parametrize(("purpose", "good"), [("2.23.133.8.1", True), ("2.5.29.37.0", True), ("2.23.133.8.3", False)])
-def test_an_issuer_limited_to_other_purposes_vouches_for_nothing(purpose: str, good: bool):
-    limits = x509.ExtendedKeyUsage([x509.ObjectIdentifier(purpose)])
-    issuer = authority("Limited", root(), extensions=(x509.BasicConstraints(True, None), limits))
-    data = certificate(signer=issuer)
-    if good:
-        assert verify(data, intermediates=[issuer.der])
-    else:
-        assert refusal(data, intermediates=[issuer.der]) is Reason.TRUST_CHAIN
-
-
-def test_an_issuer_with_the_roca_weakness_is_told_apart():
-    product = prod(n for n in range(3, 168) if all(n % d for d in range(2, n)))
-    modulus = pow(65537, 3, product) + product * (1 << 1829)
-    weak = rsa.RSAPublicNumbers(65537, modulus + (modulus + 1) % 2 * product).public_key()
-    issuer = EkAuthority(root().key, _certificate_for("Weak", weak))
-    assert refusal(certificate(signer=issuer), intermediates=[issuer.der]) is Reason.WEAK_KEY_ROCA
-
-
-def _certificate_for(text: str, key: PublicKey) -> x509.Certificate:
-    name = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, text)])
-    builder = x509.CertificateBuilder().subject_name(name).issuer_name(root().certificate.subject).public_key(key)
-    builder = builder.serial_number(5).not_valid_before(forge.START).not_valid_after(forge.END)
-    return builder.add_extension(x509.BasicConstraints(True, None), True).sign(root().key, hashes.SHA256())
-
-
-@pytest.mark.parametrize(("allowed", "good"), [(1, False), (2, True)])
-def test_path_lengths_count_every_intermediate(allowed: int, good: bool):
-    top = authority("Top", extensions=(x509.BasicConstraints(ca=True, path_length=allowed),))
-    upper = authority("Upper", top)
-    issuer = authority("Issuer", upper)
-    data, pool, anchors = certificate(signer=issuer), [issuer.der, upper.der], store(top)
-    if good:
-        assert verify(data, intermediates=pool, anchors=anchors)
-    else:
-        assert refusal(data, intermediates=pool, anchors=anchors) is Reason.TRUST_CHAIN

@@ -40,7 +40,7 @@ from support.endorsement_forge import (
     tcg_name,
     tlv,
 )
-from support.endorsement_verdicts import refusal, verify
+from support.endorsement_verdicts import refusal, unreadable, verify
 from support.software_tpm import public_area
 from support.tpm_forge import ec_key, rsa_key
 from support.vectors import ROOT
@@ -174,6 +174,16 @@ def test_names_of_other_texts_are_other_names():
 def test_any_serial_number_is_read(serial: str, number: int | None):
     verified = verify(certificate(serial=bytes.fromhex(serial)))
     assert verified.certificate.serial == (0xE088516BCA31FB if number is None else number)
+
+
+@pytest.mark.parametrize("first", [1, 0x80, 0xFF])
+def test_a_serial_number_has_at_most_64_bytes(first: int):
+    longest = bytes([first]) + bytes(63)
+    read = Parse(certificate(serial=tlv(0x02, longest)))
+    assert read.serial == int.from_bytes(longest, "big", signed=True)
+    assert str(read.serial) in repr(read)
+    for size in (65, 1800):
+        assert unreadable(certificate(serial=tlv(0x02, bytes([first]) + bytes(size - 1))))
 
 
 @pytest.mark.parametrize("value", ["3000", "3003010100"])

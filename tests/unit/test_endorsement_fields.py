@@ -53,6 +53,10 @@ def info(algorithm: str, bits: bytes, *more: bytes) -> bytes:
         (info(EC + "06052b81040023", b"\0\x04" + bytes(132)), True),
         (info(EC + "06052b8104000a", POINT), False),
         (info(EC, POINT), False),
+        (info(EC + P256 + "0500", POINT), False),
+        (info(EC + P256, b"\0\x04" + bytes(62)), False),
+        (info(EC + P256, b"\0\x04" + bytes(66)), False),
+        (info(EC + "06052b81040023", b"\0\x04" + bytes(130)), False),
         (info(EC + "3000", POINT), False),
         (info(EC + P256, b"\0" + b"\x02" + bytes(32)), False),
         (info(EC + P256, b"\0" + b"\x06" + bytes(64)), False),
@@ -69,12 +73,15 @@ def info(algorithm: str, bits: bytes, *more: bytes) -> bytes:
         (info(RSA, b"\0" + sequence(NUMBERS) + b"\x05\x00"), False),
         (info(RSA, b"\0" + NUMBERS), False),
         (info(RSA, b"\0" + sequence(NUMBERS[:4])), False),
+        (info(RSA, b"\0" + sequence(tlv(0x02, bytes([1] * 1024)), tlv(0x02, bytes([1] * 1024)))), True),
+        (info(RSA, b"\0" + sequence(tlv(0x02, bytes([1] * 1025)), tlv(0x02, b"\x03"))), False),
+        (info(RSA, b"\0" + sequence(tlv(0x02, b"\x03"), tlv(0x02, bytes([1] * 1025)))), False),
     ],
 )
 def test_which_keys_can_be_read(made: bytes, good: bool):
     data = certificate(key=made)
     if good:
-        assert Parse(data)
+        assert repr(Parse(data))
         assert refusal(data) is Reason.TPM_EK_CERTIFICATE
     else:
         assert unreadable(data)
@@ -153,6 +160,8 @@ BAD_EXTENSIONS: dict[str, bytes] = {
     "no value": sequence(tlv(0x06, b"\x2a")),
     "value of another type": sequence(tlv(0x06, b"\x2a"), b"\x05\x00"),
     "critical without value": sequence(tlv(0x06, b"\x2a"), b"\x01\x01\xff"),
+    "critical is an empty BOOLEAN": sequence(tlv(0x06, b"\x2a"), b"\x01\x00", tlv(0x04, b"")),
+    "critical is a BOOLEAN of two bytes": sequence(tlv(0x06, b"\x2a"), b"\x01\x02\x00\xff", tlv(0x04, b"")),
     "critical twice": sequence(tlv(0x06, b"\x2a"), b"\x01\x01\xff\x01\x01\xff", tlv(0x04, b"")),
     "two values": sequence(tlv(0x06, b"\x2a"), tlv(0x04, b""), tlv(0x04, b"")),
     "no identifier": sequence(tlv(0x04, b"")),
@@ -181,6 +190,25 @@ def test_extensions_are_one_list():
         (CONSTRAINTS, "0500"),
         (CONSTRAINTS, ""),
         (CONSTRAINTS, "300301"),
+        (CONSTRAINTS, "30060201000101ff"),
+        (CONSTRAINTS, "300030030101ff"),
+        (CONSTRAINTS, "30030101ff0500"),
+        (CONSTRAINTS, "30031601ff"),
+        (CONSTRAINTS, "30020100"),
+        (CONSTRAINTS, "30020200"),
+        (CONSTRAINTS, "300401020000"),
+        (CONSTRAINTS, "3006010100010100"),
+        (CONSTRAINTS, "3006020100020100"),
+        (CONSTRAINTS, "3009010100020100020100"),
+        (KEY_USAGE, "0302ff08"),
+        (KEY_USAGE, "03020808"),
+        (KEY_USAGE, "0300"),
+        (KEY_USAGE, "030101"),
+        (KEY_USAGE, "030205200500"),
+        (PURPOSES, "3007060567810508010500"),
+        (ALTERNATIVE_NAME, "30000500"),
+        (ALTERNATIVE_NAME, "3004a4023000" + "0500"),
+        (ALTERNATIVE_NAME, "3006a40430000500"),
         (KEY_USAGE, "04020520"),
         (KEY_USAGE, ""),
         (PURPOSES, "06056781050801"),
@@ -193,6 +221,49 @@ def test_extensions_are_one_list():
 )
 def test_a_malformed_value_is_refused(oid: str, value: str):
     assert unreadable(certificate(extensions={oid: extension(oid, bytes.fromhex(value))}))
+
+
+@pytest.mark.parametrize(
+    ("value", "is_ca"),
+    [
+        ("3000", False),
+        ("3003010100", False),
+        ("30030101ff", True),
+        ("3003010101", True),
+        ("3003010180", True),
+        ("3003020100", False),
+        ("3006010100020100", False),
+        ("30060101ff020100", True),
+    ],
+)
+def test_which_basic_constraints_can_be_read(value: str, is_ca: bool):
+    data = certificate(extensions={CONSTRAINTS: extension(CONSTRAINTS, bytes.fromhex(value))})
+    assert Parse(data).is_ca is is_ca
+
+
+@pytest.mark.parametrize(
+    ("value", "usage"),
+    [
+        ("030100", 0),
+        ("03020008", 0x08),
+        ("03020308", 0x08),
+        ("03020408", 0),
+        ("03020708", 0),
+        ("030207ff", 0x80),
+        ("030205ff", 0xE0),
+        ("03030708ff", 0x08),
+        ("03030700ff", 0),
+    ],
+)
+def test_bits_of_a_key_usage_that_are_unused_do_not_count(value: str, usage: int):
+    data = certificate(extensions={KEY_USAGE: extension(KEY_USAGE, bytes.fromhex(value))})
+    assert Parse(data).key_usage == usage
+
+
+@pytest.mark.parametrize(("byte", "critical"), [("00", False), ("01", True), ("80", True), ("ff", True)])
+def test_any_byte_but_zero_is_true(byte: str, critical: bool):
+    data = certificate(extensions={"2a": extension("2a", b"", b"\x01\x01" + bytes.fromhex(byte))})
+    assert (b"\x2a" in Parse(data).critical) is critical
 
 
 @pytest.mark.parametrize("name", list(TCG))

@@ -9,11 +9,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from keyvouch.assurance import Assurance, Protection, Provenance, Verification
-from keyvouch.attestation import AttestationEvidence, TrustStore, assurance_of, verify_registration
+from keyvouch.attestation import AttestationEvidence, Distrust, TrustStore, assurance_of, verify_registration
 from keyvouch.cose import Algorithm
 from keyvouch.errors import Reason
 from support.attestation_forge import (
     CA,
+    CERTIFIED_KEYS,
     NOT_CA,
     ROOT,
     aaguid_extension,
@@ -27,6 +28,7 @@ from support.attestation_forge import (
 from support.forge import AAGUID, CREDENTIAL_ID, RP_ID_HASH, Forge, sign
 
 FORGE = Forge()
+MODEL_OF_LEAF = bytes(range(100, 116))
 KEY = key_for(Algorithm.ES256, "leaf")
 LEAF = ROOT.issue(KEY, [(NOT_CA, True)])
 
@@ -67,6 +69,22 @@ def test_the_evidence_verifies_no_user() -> None:
     assert assurance_of(evidence) == Assurance(
         Protection.SECURE_ELEMENT, Verification.NONE, Provenance.ATTESTED, "forge"
     )
+
+
+@pytest.mark.parametrize("kind", list(CERTIFIED_KEYS))
+def test_a_key_that_is_certified_for_its_user_does_not_attest(kind: str) -> None:
+    assert verdict(u2f(ROOT.issue(KEY, [(NOT_CA, True)]))) is None
+    assert verdict(u2f(ROOT.issue(KEY, [(NOT_CA, True), CERTIFIED_KEYS[kind]]))) is Reason.ATTESTATION_CERTIFICATE
+
+
+def test_a_distrusted_model_is_known_by_its_certificate() -> None:
+    """A newer token answers as a U2F token too, by the same attestation certificate."""
+    refused, other = (Distrust({model: "Its status is REVOKED."}) for model in (MODEL_OF_LEAF, bytes(16)))
+    chain = ROOT.issue(KEY, [(NOT_CA, True), (aaguid_extension(MODEL_OF_LEAF), False)])
+    assert verdict(u2f(chain)) is None
+    assert verdict(u2f(chain, anchors=TrustStore([anchor()], refused))) is Reason.AUTHENTICATOR_STATUS
+    assert verdict(u2f(chain, anchors=TrustStore([anchor()], other))) is Reason.AUTHENTICATOR_STATUS
+    assert verdict(u2f(anchors=TrustStore([anchor()], refused))) is None
 
 
 def test_an_anchor_that_says_nothing_proves_no_hardware() -> None:

@@ -18,10 +18,12 @@ from keyvouch.attestation import AttestationEvidence, TrustStore, assurance_of, 
 from keyvouch.attestation.der import SEQUENCE, DerReader
 from keyvouch.cose import Algorithm
 from keyvouch.errors import Reason
+from keyvouch.webauthn import Flags
 from support.attestation_forge import (
     AAGUID_OID,
     BEGIN,
     CA,
+    CERTIFIED_KEYS,
     END,
     MODEL,
     NOT_CA,
@@ -39,7 +41,7 @@ from support.attestation_forge import (
     unrecognized,
     verdict,
 )
-from support.forge import AAGUID, Forge, sign
+from support.forge import AAGUID, UP_UV, Forge, sign
 
 FORGE = Forge()
 KEY = key_for(Algorithm.ES256, "leaf")
@@ -51,7 +53,7 @@ def packed(
     *chain: x509.Certificate | bytes, key: Any = KEY, algorithm: int = Algorithm.ES256, **changes: Any
 ) -> dict[str, Any]:
     """A registration with a packed statement. Changes in lower case are to its members."""
-    arguments = {member: changes.pop(member) for member in ("anchors", "instant") if member in changes}
+    arguments = {member: changes.pop(member) for member in ("anchors", "instant", "flags") if member in changes}
     return registration(FORGE, "packed", signed_by(key, algorithm, chain or (LEAF,), **changes), **arguments)
 
 
@@ -81,6 +83,33 @@ def test_the_evidence_is_what_the_anchor_says() -> None:
 def test_an_anchor_that_says_nothing_proves_no_hardware() -> None:
     attestation = verify_registration(**packed()).attestation
     assert (attestation.protection, attestation.verification) == (Protection.SOFTWARE, Verification.SOFTWARE_GATED)
+
+
+@pytest.mark.parametrize(
+    ("said", "proved"),
+    [
+        (Verification.HARDWARE_GATED, Verification.SOFTWARE_GATED),
+        (Verification.SOFTWARE_GATED, Verification.SOFTWARE_GATED),
+        (Verification.NONE, Verification.NONE),
+    ],
+)
+@pytest.mark.parametrize("flags", [Flags.BE, Flags.BE | Flags.BS])
+def test_a_key_that_can_be_backed_up_is_not_kept_in_hardware(
+    flags: Flags, said: Verification, proved: Verification
+) -> None:
+    trusted = TrustStore([anchor(protection=Protection.SECURE_ELEMENT, verification=said)])
+    attestation = verify_registration(**packed(anchors=trusted, flags=UP_UV | flags)).attestation
+    assert (attestation.protection, attestation.verification) == (Protection.SOFTWARE, proved)
+    assert attestation.provenance is Provenance.ATTESTED
+    control = verify_registration(**packed(anchors=trusted)).attestation
+    assert (control.protection, control.verification) == (Protection.SECURE_ELEMENT, said)
+
+
+@pytest.mark.parametrize("kind", list(CERTIFIED_KEYS))
+def test_a_key_that_is_certified_for_its_user_does_not_attest(kind: str) -> None:
+    usage = (x509.ExtendedKeyUsage([x509.ObjectIdentifier("2.23.133.8.1")]), False)
+    assert verdict(with_extensions(*EXTENSIONS, usage)) is None
+    assert verdict(with_extensions(*EXTENSIONS, CERTIFIED_KEYS[kind])) is Reason.ATTESTATION_CERTIFICATE
 
 
 @pytest.mark.parametrize("algorithm", list(Algorithm), ids=lambda algorithm: algorithm.name)

@@ -219,6 +219,68 @@ def test_what_a_list_of_rejected_entries_says() -> None:
     assert parse({"aaid": "1#2", KEY_IDS: 1}).rejected[0].model == "1"
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"aaguid": "\ud800"},
+        {"statusReports": [report("\ud800")]},
+        {"metadataStatement": statement(description="\ud800")},
+        {"\udfff": 1},
+    ],
+)
+def test_half_of_a_character_is_nowhere(changes: dict[str, Any]) -> None:
+    """What is read can be shown and written anywhere; half of a character has no encoding."""
+    assert parse(entry(unknown="\U0001f600"))
+    with pytest.raises(MalformedError) as caught:
+        parse(entry(**changes))
+    assert caught.value.reason is Reason.METADATA_MALFORMED
+    assert str(caught.value).encode()
+
+
+def test_what_a_rejected_entry_may_be_about() -> None:
+    text, model, key_id = AAGUID_TEXT, AAGUID, bytes.fromhex(KEY_ID)
+    unread = statement(description=None)
+    for item, models in (
+        (entry(metadataStatement=unread), {model}),
+        (entry(aaguid=text.upper()), {model}),
+        (entry(aaguid=text.replace("-", "")), {model}),
+        (entry(aaguid=[text]), {model}),
+        (entry(metadataStatement=statement(aaguid=OTHER)), {model, bytes.fromhex(OTHER.replace("-", ""))}),
+        (u2f_entry(KEY_ID.upper()), {key_id}),
+        (u2f_entry(KEY_ID, OTHER_KEY_ID, metadataStatement=unread), {key_id, bytes.fromhex(OTHER_KEY_ID)}),
+        (entry(aaguid=None, **{KEY_IDS: KEY_ID}), {key_id}),
+        (entry(aaguid=text + "0"), set()),
+        (entry(aaguid=text[:-1]), set()),
+        (u2f_entry(KEY_ID + "00"), set()),
+        (u2f_entry(KEY_ID[2:]), set()),
+        (entry(aaguid="00000000-0000-0000-0000-000000000000"), set()),
+        (entry(aaguid=7), set()),
+        (7, set()),
+    ):
+        (rejected,) = parse(item).rejected
+        assert rejected.models == models
+
+
+def test_what_a_rejected_entry_warns_of() -> None:
+    both = [report("REVOKED", effectiveDate="soon"), report()]
+    for reports, statuses in (
+        (both, {"REVOKED", "FIDO_CERTIFIED_L1"}),
+        ([report("RETIRED", effectiveDate="2999-01-01"), 7], {"RETIRED"}),
+        ([{"status": 1}, {"status": None}, {}, "REVOKED"], set()),
+        (report("REVOKED"), {"REVOKED"}),
+        ("REVOKED", set()),
+        ([], set()),
+        (None, set()),
+    ):
+        (rejected,) = parse(entry(statusReports=reports, timeOfLastStatusChange=None)).rejected
+        assert rejected.statuses == statuses
+    assert [item.statuses for item in parse(7, entry(), entry(statusReports=both)).rejected] == [
+        set(),
+        {"FIDO_CERTIFIED_L1"},
+        {"FIDO_CERTIFIED_L1", "REVOKED"},
+    ]
+
+
 # Contradictions
 
 
@@ -237,7 +299,9 @@ BROKEN = [{"status": 1}]
         entry(aaguid=OTHER, metadataStatement=statement(aaguid=AAGUID_TEXT)),
         entry(aaguid=None, metadataStatement=statement(aaguid=AAGUID_TEXT)),
         entry(**{KEY_IDS: [KEY_ID]}),
+        entry(aaguid=[AAGUID_TEXT]),
         u2f_entry(AAGUID_TEXT),
+        entry(aaguid=None, **{KEY_IDS: AAGUID_TEXT}),
     ],
 )
 def test_a_model_in_two_entries_is_believed_in_neither(second: Any) -> None:
@@ -346,7 +410,7 @@ def test_a_certificate_in_another_spelling_of_base64() -> None:
 
 
 def test_a_description_is_fit_for_display() -> None:
-    found = parsed(entry(metadataStatement=statement(description="a\x1b[31m\ud800\u202e é" + "x" * 300)))
+    found = parsed(entry(metadataStatement=statement(description="a\x1b[31m\ue000\u202e é" + "x" * 300)))
     assert found.statement
     assert found.statement.description == "a?[31m?? é" + "x" * 190
 

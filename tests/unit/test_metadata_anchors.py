@@ -20,7 +20,7 @@ from keyvouch.attestation import (
     assurance_of,
     verify_registration,
 )
-from keyvouch.attestation.certificates import key_identifier
+from keyvouch.attestation.certificates import key_identifier, public_key_bits
 from keyvouch.attestation.metadata import Metadata
 from keyvouch.attestation.metadata_anchors import distrust, trust_anchors
 from keyvouch.attestation.metadata_policy import CertificationLevel, MetadataPolicy
@@ -39,6 +39,7 @@ from support.metadata_forge import (
     der64,
     entry,
     new_root,
+    renewed,
     report,
     statement,
     u2f_entry,
@@ -137,7 +138,8 @@ def test_formats_of_u2f(kind: str) -> None:
         (["hardware", "secure_element"], Protection.SECURE_ELEMENT),
         (["hardware", "secure_element", "remote_handle"], Protection.SECURE_ELEMENT),
         (["secure_element"], Protection.SECURE_ELEMENT),
-        (["hardware"], Protection.SECURE_ELEMENT),
+        (["hardware"], Protection.HARDWARE),
+        (["hardware", "remote_handle"], Protection.HARDWARE),
         (["hardware", "tee"], Protection.TEE),
         (["tee"], Protection.TEE),
         (["hardware", "tee", "secure_element"], Protection.TEE),
@@ -223,6 +225,19 @@ def test_a_compromised_certificate_below_a_root_leaves_no_anchor() -> None:
     assert anchors(compromised(batch)) == ()
     without = report("ATTESTATION_KEY_COMPROMISE")
     assert anchors(entry(statusReports=[report(), without])) == ()
+
+
+def test_a_compromised_root_is_no_anchor_in_any_edition() -> None:
+    def found(*roots: x509.Certificate) -> list[x509.Certificate]:
+        reports = [report(), report("ATTESTATION_KEY_COMPROMISE", certificate=der64(MAKER.certificate))]
+        said = statement(attestationRootCertificates=[der64(root) for root in roots])
+        return [anchor.certificate for anchor in anchors(entry(statusReports=reports, metadataStatement=said))]
+
+    edition, other = renewed(MAKER), OTHER_MAKER.certificate
+    assert len(anchors(entry(metadataStatement=statement(attestationRootCertificates=[der64(edition)])))) == 1
+    assert found(edition) == []
+    assert found(MAKER.certificate, edition) == []
+    assert found(edition, other) == [other]
 
 
 # Registrations
@@ -343,7 +358,58 @@ def test_models_that_are_refused_are_distrusted_under_every_anchor() -> None:
     )
     found = distrust(metadata, policy=POLICY, instant=INSTANT)
     assert found.models == dict.fromkeys([AAGUID, *map(bytes.fromhex, key_ids)], "Its status is REVOKED.")
-    assert found.certificates == frozenset()
+    assert found.keys == frozenset()
+
+
+def refused_with(*entries: Any, policy: MetadataPolicy = POLICY) -> dict[bytes, str]:
+    """The models that are distrusted after a BLOB whose entries are all rejected."""
+    metadata = verified(*entries)
+    assert (metadata.entries, len(metadata.rejected)) == ((), len(entries))
+    found = distrust(metadata, policy=policy, instant=INSTANT)
+    assert found.keys == frozenset()
+    return dict(found.models)
+
+
+REVOKED = [report(), report("REVOKED")]
+ESCAPES: dict[str, list[Any]] = {
+    "twice": [{}, {}],
+    "with a good twin": [{}, {"statusReports": [report()]}],
+    "after a good twin": [{"statusReports": [report()]}, {}],
+    "of an unknown family": [{"metadataStatement": statement(protocolFamily="fido3")}],
+    "with a bad root": [{"metadataStatement": statement(attestationRootCertificates=["AAAA"])}],
+    "with a bad date elsewhere": [{"statusReports": [report(effectiveDate="soon"), *REVOKED]}],
+    "in upper case": [{"aaguid": AAGUID_TEXT.upper()}],
+    "without hyphens": [{"aaguid": AAGUID_TEXT.replace("-", "")}],
+    "later": [{"statusReports": [report("REVOKED", effectiveDate="2999-01-01")], "timeOfLastStatusChange": None}],
+    "of an unknown word": [{"statusReports": [report("UNHEARD_OF")], "timeOfLastStatusChange": None}],
+}
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_a_warning_is_not_lost_with_its_entry(name: str) -> None:
+    refused = refused_with(*(entry(**{"statusReports": REVOKED} | changes) for changes in ESCAPES[name]))
+    assert list(refused) == [AAGUID]
+    assert "cannot be read" in refused[AAGUID]
+    control = (entry(**changes | {"statusReports": [report()]}) for changes in ESCAPES[name])
+    metadata = verified(*control)
+    assert distrust(metadata, policy=POLICY, instant=INSTANT).models == {}
+
+
+def test_a_rejected_entry_of_u2f_warns_of_all_its_keys() -> None:
+    refused = refused_with(u2f_entry(KEY_ID.upper(), OTHER_KEY_ID, statusReports=REVOKED))
+    assert refused.keys() == {bytes.fromhex(KEY_ID), bytes.fromhex(OTHER_KEY_ID)}
+
+
+def test_a_policy_decides_what_a_rejected_entry_warns_of() -> None:
+    item = entry(aaguid=AAGUID_TEXT.upper(), statusReports=REVOKED)
+    lenient = MetadataPolicy(POLICY.refused_statuses - {"REVOKED"})
+    assert refused_with(item, policy=lenient) == {}
+    assert refused_with(item).keys() == {AAGUID}
+
+
+def test_a_rejected_entry_does_not_warn_of_authenticators_without_a_model() -> None:
+    zero = "00000000-0000-0000-0000-000000000000"
+    assert refused_with(entry(aaguid=zero, statusReports=REVOKED)) == {}
 
 
 def test_compromised_certificates_are_distrusted_and_their_model_is_not() -> None:
@@ -351,13 +417,31 @@ def test_compromised_certificates_are_distrusted_and_their_model_is_not() -> Non
     reports = [report(), report("ATTESTATION_KEY_COMPROMISE", certificate=der64(batch.certificate))]
     found = distrust(verified(entry(statusReports=reports)), policy=POLICY, instant=INSTANT)
     assert found.models == {}
-    assert found.certificates == {batch.certificate}
+    assert found.keys == {public_key_bits(batch.certificate)}
+
+
+@pytest.mark.parametrize("member", ["certificate", "batchCertificate"])
+def test_an_update_for_a_certificate_distrusts_no_key(member: str) -> None:
+    for status, keys in (
+        ("UPDATE_AVAILABLE", frozenset()),
+        ("ATTESTATION_KEY_COMPROMISE", {public_key_bits(MAKER.certificate)}),
+    ):
+        reports = [report(), report(status, **{member: der64(MAKER.certificate)})]
+        metadata = verified(entry(statusReports=reports))
+        found = distrust(metadata, policy=POLICY, instant=INSTANT)
+        assert (found.models, found.keys) == ({}, keys)
+        assert len(trust_anchors(metadata, policy=POLICY, instant=INSTANT)) == (not keys)
+    stern = MetadataPolicy(POLICY.refused_statuses | {"UPDATE_AVAILABLE"})
+    metadata = verified(
+        entry(statusReports=[report(), report("UPDATE_AVAILABLE", certificate=der64(MAKER.certificate))])
+    )
+    assert distrust(metadata, policy=stern, instant=INSTANT).keys == {public_key_bits(MAKER.certificate)}
 
 
 def test_reports_that_do_not_count_yet_distrust_nothing() -> None:
     reports = [report(), report("REVOKED", effectiveDate="2026-08-02")]
     found = distrust(verified(entry(statusReports=reports)), policy=POLICY, instant=INSTANT)
-    assert (found.models, found.certificates) == ({}, frozenset())
+    assert (found.models, found.keys) == ({}, frozenset())
 
 
 PINNED = TrustAnchor("pinned", MAKER.certificate)
@@ -379,6 +463,8 @@ def test_a_pinned_root_does_not_vouch_for_the_key_of_a_revoked_token() -> None:
 
 def test_a_pinned_root_does_not_vouch_for_a_compromised_certificate() -> None:
     presented = leaf()
-    for certificate in (presented, MAKER.certificate):
-        store = TrustStore([PINNED], Distrust(certificates=frozenset({certificate})))
+    for certificate in (presented, MAKER.certificate, renewed(MAKER)):
+        store = TrustStore([PINNED], Distrust(keys=frozenset({public_key_bits(certificate)})))
         assert verdict(packed([presented], store)) is Reason.AUTHENTICATOR_STATUS
+    store = TrustStore([PINNED], Distrust(keys=frozenset({public_key_bits(OTHER_MAKER.certificate)})))
+    assert verdict(packed([presented], store)) is None

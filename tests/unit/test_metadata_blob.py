@@ -146,7 +146,8 @@ def alternative(*names: str) -> x509.SubjectAlternativeName:
         ("MDS.Example", []),
         ("other.example", [(alternative("other.example", SIGNER_NAME), False)]),
         ("other.example", [(alternative("MDS.EXAMPLE"), False)]),
-        (SIGNER_NAME, [(x509.SubjectAlternativeName([x509.RFC822Name("a@b.example")]), False)]),
+        ("other.example", [(NOT_CA, True), (alternative(SIGNER_NAME), False)]),
+        (SIGNER_NAME, [(NOT_CA, True)]),
     ],
 )
 def test_the_expected_name(common_name: str, extensions: Any) -> None:
@@ -164,6 +165,9 @@ def test_the_expected_name(common_name: str, extensions: Any) -> None:
         ("other.example", [(alternative("other.example"), False)]),
         (SIGNER_NAME, [(alternative("other.example"), False)]),
         ("other.example", [(x509.SubjectAlternativeName([x509.RFC822Name("a@mds.example")]), False)]),
+        (SIGNER_NAME, [(x509.SubjectAlternativeName([x509.RFC822Name("a@b.example")]), False)]),
+        (SIGNER_NAME, [(x509.SubjectAlternativeName([x509.UniformResourceIdentifier("https://b.example/")]), False)]),
+        (SIGNER_NAME, [(NOT_CA, True), (alternative(), False)]),
     ],
 )
 def test_another_name_than_expected(common_name: str, extensions: Any) -> None:

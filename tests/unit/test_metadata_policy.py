@@ -18,7 +18,7 @@ from keyvouch.attestation.metadata_policy import (
     judge_status,
 )
 from keyvouch.errors import EvidenceError, Reason, UsageError
-from support.metadata_forge import AAGUID, AAGUID_TEXT, INSTANT, MAKER, ROOT, SIGNER
+from support.metadata_forge import AAGUID, AAGUID_TEXT, INSTANT, MAKER, ROOT, SIGNER, renewed
 
 POLICY = MetadataPolicy()
 DAY = timedelta(days=1)
@@ -134,6 +134,14 @@ def test_a_compromised_attestation_key_concerns_its_paths() -> None:
     passed = verdict(CERTIFIED, limited, certificates=[SIGNER.certificate])
     assert (passed.accepted, passed.warnings) == (True, (limited,))
     assert is_accepted(CERTIFIED, limited, certificates=[])
+
+
+def test_a_compromised_attestation_key_concerns_every_edition_of_its_certificate() -> None:
+    edition, other = renewed(MAKER), ROOT.issue("Maker Root", key=SIGNER.key).certificate
+    limited = StatusReport("ATTESTATION_KEY_COMPROMISE", certificates=(ROOT.certificate, edition))
+    assert edition != MAKER.certificate
+    assert not is_accepted(CERTIFIED, limited, certificates=[SIGNER.certificate, MAKER.certificate])
+    assert is_accepted(CERTIFIED, limited, certificates=[other])  # of the same name
 
 
 def test_a_compromise_without_a_certificate_concerns_all() -> None:

@@ -135,16 +135,50 @@ UNUSABLE: dict[str, dict[str, Any]] = {
 }
 
 
+NOT_ITS_OWN = {"signed by another key", "signed by a key of another kind", "indirect"}
+"""Whose revocations do not count either."""
+
+
 @pytest.mark.parametrize("name", UNUSABLE)
 def test_a_crl_that_cannot_be_used(name: str) -> None:
-    for revoked in ([], [WITH_POINT.certificate]):
-        crls = [ROOT.crl(), INTERMEDIATE.crl(*revoked, **UNUSABLE[name])]
-        data = blob(signer=WITH_POINT)
-        expected = "revoked" if revoked and name in ("out of date", "not valid yet") else "crl_missing"
-        assert reason(data, crls=crls, require_crls=True) == (UNTRUSTED, expected)
-        assert reason(data, crls=crls) == (UNTRUSTED, expected)
-        if not revoked:
-            assert is_good(data, crls=[*crls, *CRLS], require_crls=True)
+    data = blob(signer=WITH_POINT)
+    empty, full = (INTERMEDIATE.crl(*revoked, **UNUSABLE[name]) for revoked in ([], [WITH_POINT.certificate]))
+    for crl, expected in ((empty, "crl_missing"), (full, "crl_missing" if name in NOT_ITS_OWN else "revoked")):
+        for required in (True, False):
+            assert reason(data, crls=[ROOT.crl(), crl], require_crls=required) == (UNTRUSTED, expected)
+    assert is_good(data, crls=[empty, *CRLS], require_crls=True)
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_a_revocation_counts_beside_a_list_without_it(name: str) -> None:
+    data = blob(signer=WITH_POINT)
+    full = INTERMEDIATE.crl(WITH_POINT.certificate, **UNUSABLE[name])
+    for crls in ([full, *CRLS], [*CRLS, full]):
+        if name in NOT_ITS_OWN:
+            assert is_good(data, crls=crls, require_crls=True)
+        else:
+            assert reason(data, crls=crls, require_crls=True) == (UNTRUSTED, "revoked")
+
+
+def test_what_a_delta_takes_off_the_list_is_not_revoked_by_it() -> None:
+    delta = {"extensions": [(x509.CRLNumber(2), False), (x509.DeltaCRLIndicator(1), True)]}
+    removed, held = x509.ReasonFlags.remove_from_crl, x509.ReasonFlags.certificate_hold
+    for why, changes, is_revoked in ((removed, delta, False), (held, delta, True), (removed, {}, True)):
+        crls = [
+            *CRLS,
+            INTERMEDIATE.crl(MAKER.certificate, SIGNER.certificate, reasons=[x509.CRLReason(why)], **changes),
+        ]
+        if is_revoked:
+            assert reason(GOOD, crls=crls, require_crls=True) == (UNTRUSTED, "revoked")
+        else:
+            assert is_good(GOOD, crls=crls, require_crls=True)
+
+
+def test_reasons_of_a_delta_that_cannot_be_read() -> None:
+    bad = [x509.UnrecognizedExtension(x509.CRLReason.oid, b"\x05\x00")]
+    delta = INTERMEDIATE.crl(MAKER.certificate, reasons=bad, extensions=[(x509.DeltaCRLIndicator(1), True)])
+    assert is_good(GOOD, crls=[*CRLS, INTERMEDIATE.crl(MAKER.certificate, reasons=bad)])
+    assert reason(GOOD, crls=[*CRLS, delta]) == (MALFORMED, "")
 
 
 USABLE: dict[str, dict[str, Any]] = {

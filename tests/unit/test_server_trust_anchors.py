@@ -18,7 +18,7 @@ from keyvouch.assurance import Protection, Verification
 from keyvouch.errors import EvidenceError, KeyvouchError, Reason
 from keyvouch_server.config import FILE, load_config
 from keyvouch_server.trust_anchors import MetadataFile, PinnedRoots, TrustSettings, load, read_settings
-from support import metadata_forge
+from support import certificate_forge, metadata_forge
 
 INSTANT = datetime(2026, 6, 1, tzinfo=UTC)
 MODEL = uuid.UUID("2fc0579f-8113-47ea-b116-bb5a8db9202a")
@@ -46,9 +46,9 @@ def refusal(call: Callable[[], object]) -> str:
     return caught.value.message
 
 
-def test_nothing_said_is_nothing_trusted() -> None:
+def test_nothing_said_is_nothing_trusted(tmp_path: Path) -> None:
     assert settings() == TrustSettings()
-    assert len(load(TrustSettings(), instant=INSTANT)) == 0
+    assert len(load(TrustSettings(), instant=INSTANT, folder=tmp_path)) == 0
 
 
 def test_what_is_not_said_is_worth_what_software_is() -> None:
@@ -95,7 +95,9 @@ def test_metadata_of_the_fido_alliance_needs_two_files_only() -> None:
         [PINNED | {"formats": "packed"}],
         [PINNED | {"formats": ["packed", "Packed"]}],
         [PINNED | {"formats": [1]}],
-        [PINNED | {"protection": "hardware"}],
+        [PINNED | {"protection": "titanium"}],
+        [PINNED | {"formats": ["packed", "none"]}],
+        [PINNED | {"formats": ["fido-u2f", "piv"], "aaguids": [str(MODEL)]}],
         [PINNED | {"protection": 1}],
         [PINNED | {"verification": "yes"}],
         [PINNED | {"aaguids": ["2fc0579f"]}],
@@ -136,7 +138,7 @@ def test_metadata_settings_that_are_not_quite_right(metadata: object) -> None:
 def test_every_certificate_of_a_file_becomes_an_anchor(tmp_path: Path) -> None:
     (tmp_path / "root.pem").write_bytes(root_pem("One") + root_pem("Two"))
     said = {"protection": "smartcard", "aaguids": [str(MODEL)]}
-    store = load(read_settings([PINNED | said], None, folder=tmp_path), instant=INSTANT)
+    store = load(read_settings([PINNED | said], None, folder=tmp_path), instant=INSTANT, folder=tmp_path)
     assert [anchor.name for anchor in store] == ["Example Keys"] * 2
     assert len({anchor.certificate for anchor in store}) == 2
     assert {anchor.protection for anchor in store} == {Protection.SMARTCARD}
@@ -145,13 +147,28 @@ def test_every_certificate_of_a_file_becomes_an_anchor(tmp_path: Path) -> None:
     assert store.anchors_for("tpm", aaguid=MODEL.bytes) == ()
 
 
+def test_a_certificate_that_can_vouch_for_nothing_is_refused(tmp_path: Path) -> None:
+    weak = certificate_forge.root(key=certificate_forge.rsa_key(1024))
+    (tmp_path / "root.pem").write_bytes(weak.certificate.public_bytes(serialization.Encoding.PEM))
+    refusal(lambda: load(read_settings([PINNED], None, folder=tmp_path), instant=INSTANT, folder=tmp_path))
+
+
+def test_a_certificate_that_has_expired_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "root.pem").write_bytes(root_pem("Old"))
+    settings_ = read_settings([PINNED], None, folder=tmp_path)
+    for instant, told in ((INSTANT, False), (INSTANT + timedelta(days=4000), True)):
+        caplog.clear()
+        assert len(load(settings_, instant=instant, folder=tmp_path)) == 1
+        assert ("expired" in caplog.text) is told
+
+
 @pytest.mark.parametrize(
     "content", [None, b"", b"nonsense", root_pem("Cut")[:-40]], ids=["absent", "empty", "text", "cut"]
 )
 def test_a_file_that_holds_no_certificates_is_named(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "root.pem").write_bytes(content)
-    message = refusal(lambda: load(read_settings([PINNED], None, folder=tmp_path), instant=INSTANT))
+    message = refusal(lambda: load(read_settings([PINNED], None, folder=tmp_path), instant=INSTANT, folder=tmp_path))
     assert str(tmp_path / "root.pem") in message
 
 
@@ -172,7 +189,7 @@ def test_metadata_becomes_anchors_and_distrust(tmp_path: Path, caplog: pytest.Lo
     ]
     blob = metadata_forge.blob(metadata_forge.payload(*entries))
     with caplog.at_level("INFO", logger="keyvouch.server"):
-        store = load(metadata_in(tmp_path, blob + b"\r\n"), instant=metadata_forge.INSTANT)
+        store = load(metadata_in(tmp_path, blob + b"\r\n"), instant=metadata_forge.INSTANT, folder=tmp_path)
     (anchor,) = store
     assert anchor.name == f"mds:{metadata_forge.AAGUID_TEXT}"
     assert anchor.protection is Protection.SECURE_ELEMENT
@@ -183,6 +200,23 @@ def test_metadata_becomes_anchors_and_distrust(tmp_path: Path, caplog: pytest.Lo
     assert "1 models trusted" in told
     assert f"mds:{revoked} is not accepted" in told
     assert "entry 2 (nonsense) is not believed" in told
+
+
+def test_the_warning_of_an_entry_that_cannot_be_read_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shouted = metadata_forge.AAGUID_TEXT.upper()
+    for status, is_refused in (("REVOKED", True), ("FIDO_CERTIFIED_L1", False)):
+        item = metadata_forge.entry(aaguid=shouted, statusReports=[metadata_forge.report(status)])
+        blob = metadata_forge.blob(metadata_forge.payload(item))
+        caplog.clear()
+        with caplog.at_level("INFO", logger="keyvouch.server"):
+            store = load(metadata_in(tmp_path, blob), instant=metadata_forge.INSTANT, folder=tmp_path)
+        assert f"entry 0 ({shouted}) is not believed" in caplog.text
+        assert (f"mds:{metadata_forge.AAGUID_TEXT} is not accepted" in caplog.text) is is_refused
+        if is_refused:
+            with pytest.raises(EvidenceError):
+                store.check_model(aaguid=metadata_forge.AAGUID)
+        else:
+            store.check_model(aaguid=metadata_forge.AAGUID)
 
 
 @pytest.mark.parametrize(
@@ -201,23 +235,37 @@ def test_metadata_becomes_anchors_and_distrust(tmp_path: Path, caplog: pytest.Lo
 def test_metadata_that_cannot_be_used_keeps_the_server_from_starting(
     tmp_path: Path, blob: bytes, changes: dict[str, object]
 ) -> None:
-    assert len(load(metadata_in(tmp_path, metadata_forge.blob()), instant=metadata_forge.INSTANT)) == 1
-    refusal(lambda: load(metadata_in(tmp_path, blob, **changes), instant=metadata_forge.INSTANT))
+    assert len(load(metadata_in(tmp_path, metadata_forge.blob()), instant=metadata_forge.INSTANT, folder=tmp_path)) == 1
+    refusal(lambda: load(metadata_in(tmp_path, blob, **changes), instant=metadata_forge.INSTANT, folder=tmp_path))
 
 
 def test_metadata_is_believed_for_its_grace(tmp_path: Path) -> None:
     stale = metadata_forge.blob(metadata_forge.payload(nextUpdate="2026-07-31"))
-    assert len(load(metadata_in(tmp_path, stale), instant=metadata_forge.INSTANT)) == 1
+    assert len(load(metadata_in(tmp_path, stale), instant=metadata_forge.INSTANT, folder=tmp_path)) == 1
+
+
+def test_older_metadata_is_refused_once_newer_was_believed(tmp_path: Path) -> None:
+    def number(value: int) -> TrustSettings:
+        return metadata_in(tmp_path, metadata_forge.blob(metadata_forge.payload(no=value)))
+
+    for newer in (15, 15, 16):
+        assert len(load(number(newer), instant=metadata_forge.INSTANT, folder=tmp_path)) == 1
+    refusal(lambda: load(number(15), instant=metadata_forge.INSTANT, folder=tmp_path))
+    (tmp_path / "metadata.number").write_text("many")
+    assert "metadata.number" in refusal(lambda: load(number(16), instant=metadata_forge.INSTANT, folder=tmp_path))
+    (tmp_path / "metadata.number").unlink()
+    assert len(load(number(15), instant=metadata_forge.INSTANT, folder=tmp_path)) == 1
+    refusal(lambda: load(number(15), instant=metadata_forge.INSTANT, folder=tmp_path / "absent"))
 
 
 def test_revocation_lists_are_asked_where_they_are_named(tmp_path: Path) -> None:
     for name, holder in (("root.crl", metadata_forge.ROOT), ("intermediate.crl", metadata_forge.INTERMEDIATE)):
         (tmp_path / name).write_bytes(holder.crl())
     blob, both = metadata_forge.blob(), ["root.crl", "intermediate.crl"]
-    assert len(load(metadata_in(tmp_path, blob, crls=both), instant=metadata_forge.INSTANT)) == 1
-    refusal(lambda: load(metadata_in(tmp_path, blob, crls=both[:1]), instant=metadata_forge.INSTANT))
+    assert len(load(metadata_in(tmp_path, blob, crls=both), instant=metadata_forge.INSTANT, folder=tmp_path)) == 1
+    refusal(lambda: load(metadata_in(tmp_path, blob, crls=both[:1]), instant=metadata_forge.INSTANT, folder=tmp_path))
     (tmp_path / "intermediate.crl").write_bytes(metadata_forge.INTERMEDIATE.crl(metadata_forge.SIGNER.certificate))
-    refusal(lambda: load(metadata_in(tmp_path, blob, crls=both), instant=metadata_forge.INSTANT))
+    refusal(lambda: load(metadata_in(tmp_path, blob, crls=both), instant=metadata_forge.INSTANT, folder=tmp_path))
 
 
 SERVER = """[server]

@@ -17,6 +17,9 @@ from keyvouch.attestation.strict_json import read_object
         ('{"a":' + "9" * 18 + "}", {"a": 10**18 - 1}),
         ('{"a":-' + "9" * 18 + "}", {"a": 1 - 10**18}),
         ('{"a":1e308}', {"a": 1e308}),
+        ('{"a":"\\ud83d\\ude00"}', {"a": "\U0001f600"}),
+        ('{"\\ud83d\\ude00":"\\ud7ff\\ue000"}', {"\U0001f600": "\ud7ff\ue000"}),
+        ('{"a":"\\\\ud800"}', {"a": "\\ud800"}),
     ],
 )
 def test_json_that_is_read(text: str, value: object) -> None:
@@ -50,6 +53,13 @@ def test_json_that_is_read(text: str, value: object) -> None:
         '{"a":' + "[" * 100_000,
         '{"a":' + "[" * 100_000 + "]" * 100_000 + "}",
         "\ufeff{}",
+        '{"a":"\\ud800"}',
+        '{"a":"\\uDFFF"}',
+        '{"a":"x\\udbffy"}',
+        '{"a":"\\udc00\\ud800"}',
+        '{"\\ud800":1}',
+        '{"a":["x",["\\ud800"]]}',
+        '{"a":[{"b":1},{"\\ud800":1}]}',
     ],
 )
 def test_json_that_is_refused(text: str) -> None:
@@ -62,6 +72,18 @@ def test_json_is_utf8() -> None:
     for data in ('{"a":"é"}'.encode("latin-1"), '{"a":"e"}'.encode("utf-16"), b'{"a":"\xed\xa0\x80"}'):
         with pytest.raises(ValueError, match=r"\S"):
             read_object(data)
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_a_surrogate_at_the_deepest_level(opening: str, closing: str) -> None:
+    inside = strict_json.MAX_DEPTH - 1
+    for text, is_read in (("\\u00e9", True), ("\\ud800", False)):
+        document = f'{{"a":{opening * inside}"{text}"{closing * inside}}}'.encode()
+        if is_read:
+            assert read_object(document)
+            continue
+        with pytest.raises(ValueError, match="character"):
+            read_object(document)
 
 
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])

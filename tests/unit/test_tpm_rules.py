@@ -139,6 +139,36 @@ def test_attributes_of_a_signing_key(check: Callable[[TpmPublic], None], bit: in
     assert caught.value.reason is Reason.TPM_KEY_ATTRIBUTES
 
 
+@pytest.mark.parametrize(
+    ("attributes", "policy", "is_good"),
+    [
+        (LOGIN_ATTRIBUTES | USER_WITH_AUTH, b"", True),
+        (LOGIN_ATTRIBUTES & ~USER_WITH_AUTH, b"", False),
+        (LOGIN_ATTRIBUTES & ~USER_WITH_AUTH, bytes(32), False),  # the policy of a fresh session
+        (LOGIN_ATTRIBUTES & ~USER_WITH_AUTH, bytes(31) + b"\x01", True),
+        (LOGIN_ATTRIBUTES | USER_WITH_AUTH, bytes(32), True),
+    ],
+)
+def test_something_stands_before_the_use_of_a_signing_key(attributes: int, policy: bytes, is_good: bool) -> None:
+    reason = reason_of(check_signing_key, login_public(attributes, policy=policy))
+    assert reason is (None if is_good else Reason.TPM_KEY_ATTRIBUTES)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "is_good"),
+    [
+        (NULL, True),
+        (scheme(ECDSA), True),
+        (scheme(ECDSA, SHA384), True),
+        (scheme(ECDSA, SHA1), False),
+        (scheme(0x001C), False),  # ECSCHNORR
+    ],
+)
+def test_the_scheme_of_a_signing_key(fixed: bytes, is_good: bool) -> None:
+    reason = reason_of(check_signing_key, login_public(scheme=fixed))
+    assert reason is (None if is_good else Reason.TPM_KEY_ATTRIBUTES)
+
+
 @pytest.mark.parametrize("check", [check_signing_key, check_credential_key])
 def test_no_name_by_sha1(check: Callable[[TpmPublic], None]) -> None:
     assert reason_of(check, login_public(name_algorithm=SHA384)) is None
@@ -153,9 +183,9 @@ def test_a_key_to_sign_in_with_does_not_decrypt() -> None:
 def test_a_key_to_sign_in_with_is_gated() -> None:
     open_to_all = LOGIN_ATTRIBUTES & ~USER_WITH_AUTH
     assert reason_of(check_signing_key, login_public(open_to_all)) is Reason.TPM_KEY_ATTRIBUTES
-    assert reason_of(check_signing_key, login_public(open_to_all, policy=bytes(32))) is None
-    assert reason_of(check_signing_key, login_public(open_to_all | NO_DA, policy=bytes(32))) is None
-    assert reason_of(check_signing_key, login_public(policy=bytes(32))) is None
+    assert reason_of(check_signing_key, login_public(open_to_all, policy=b"\x01" * 32)) is None
+    assert reason_of(check_signing_key, login_public(open_to_all | NO_DA, policy=b"\x01" * 32)) is None
+    assert reason_of(check_signing_key, login_public(policy=b"\x01" * 32)) is None
     assert reason_of(check_credential_key, login_public(open_to_all)) is None
 
 
@@ -562,6 +592,37 @@ def test_the_hash_of_creation_data_is_that_of_the_name() -> None:
     subject = login_public(name_algorithm=SHA384)
     body = certify_info(subject.name, hashlib.sha384(CREATION_DATA).digest())
     assert Evidence("creation").reason(body=body, subject=subject) is None
+
+
+def test_no_creation_of_a_name_by_sha1() -> None:
+    subject = login_public(name_algorithm=SHA1)
+    body = certify_info(subject.name, hashlib.sha1(CREATION_DATA).digest())
+    assert Evidence("creation").reason(body=body, subject=subject) is Reason.TPM_NAME
+
+
+def test_no_nv_index_of_a_name_by_sha1() -> None:
+    index = TpmNvPublic(nv_public(name_algorithm=SHA1))
+    assert Evidence("nv").reason(index=index, body=nv_certify_info(index.name, b"contents")) is Reason.TPM_NAME
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_nothing_of_an_nv_index_is_a_mistake(size: int) -> None:
+    with pytest.raises(UsageError):
+        verify_nv_certify(**Evidence("nv").arguments(body=nv_certify_info(INDEX.name, b""), size=size))
+    one = nv_certify_info(INDEX.name, b"c")
+    assert Evidence("nv").reason(body=one, size=1) is None
+
+
+def test_the_attestation_key_under_other_attributes_is_no_other_key() -> None:
+    same = TpmPublic(public_area(ec_key(), attributes=LOGIN_ATTRIBUTES))
+    assert same.key == AK.key
+    assert Evidence("certify").reason(subject=same, body=certify_info(same.name)) is Reason.TPM_NAME
+
+
+def test_verified_values_stay_as_they_were_verified() -> None:
+    values = verify_quote(**Evidence("quote").arguments()).pcr_values
+    with pytest.raises(TypeError):
+        values[0] = b""  # type: ignore[index]
 
 
 def test_an_attestation_key_may_tell_of_its_own_creation() -> None:

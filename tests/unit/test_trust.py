@@ -12,11 +12,12 @@ from cryptography.x509.oid import NameOID
 
 from keyvouch.assurance import Protection, Verification
 from keyvouch.attestation import Distrust, TrustAnchor, TrustStore
+from keyvouch.attestation.certificates import public_key_bits
 from keyvouch.errors import EvidenceError, Reason, UsageError
 
 
-def certificate() -> x509.Certificate:
-    key = ec.generate_private_key(ec.SECP256R1())
+def certificate(key: ec.EllipticCurvePrivateKey | None = None) -> x509.Certificate:
+    key = key or ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Root")])
     start = datetime(2026, 1, 1, tzinfo=UTC)
     builder = x509.CertificateBuilder(name, name, key.public_key(), 1, start, start + timedelta(days=1))
@@ -101,15 +102,24 @@ def test_distrusted_models_are_refused_by_either_name(
     assert caught.value.metadata == {"model": named.hex()}
 
 
-def test_distrusted_certificates_are_refused_wherever_they_stand() -> None:
-    bad, good = certificate(), certificate()
-    store = TrustStore([GENERAL], Distrust(certificates=frozenset({bad})))
+def test_distrusted_keys_are_refused_wherever_they_stand_in_any_edition() -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    bad, edition, good = certificate(key), certificate(key), certificate()
+    assert bad != edition
+    store = TrustStore([GENERAL], Distrust(keys=frozenset({public_key_bits(bad)})))
     store.check_certificates([ROOT, good])
     STORE.check_certificates([bad])
-    for path in ([bad], [good, bad], [bad, ROOT]):
+    for path in ([bad], [good, bad], [bad, ROOT], [edition], [good, edition, ROOT]):
         with pytest.raises(EvidenceError) as caught:
             store.check_certificates(path)
         assert caught.value.reason is Reason.AUTHENTICATOR_STATUS
+
+
+def test_without_distrusted_keys_no_certificate_is_read() -> None:
+    unread = iter([ROOT])
+    STORE.check_certificates(unread)
+    TrustStore([GENERAL], Distrust({MODEL: "No."})).check_certificates(unread)
+    assert next(unread) is ROOT
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from keyvouch_client.evidence.ceremonies import anchors_in, subject_of
 from keyvouch_client.evidence.members import Members
 from keyvouch_client.evidence.stream import Found, read
+from support.certificate_forge import element, resign
+from support.certificate_paths import TOP
 from support.recorded import (
     KINDS,
     SWTPM,
@@ -284,3 +289,19 @@ def test_members_are_named_with_what_is_around_them() -> None:
     inner = Members({"a": {"b": {}}}).within("a").within("b")
     assert inner.path("c") == "a.b.c"
     assert "c" not in inner
+
+
+def test_names_that_cannot_be_read_are_shown_as_fingerprints() -> None:
+    """A path is valid whatever is in the names above the leaf, as long as they are the same."""
+
+    def nameless(fields: list[bytes]) -> list[bytes]:
+        attribute = element(0x30, bytes.fromhex("0603550403"), b"\x02\x01\x05")
+        return [*fields[:5], element(0x30, element(0x31, attribute)), *fields[6:]]
+
+    odd = resign(TOP, TOP, nameless).certificate
+    with pytest.raises(ValueError, match=r"."):
+        odd.subject  # noqa: B018
+    printed = f"sha256:{odd.fingerprint(hashes.SHA256()).hex()}"
+    assert [anchor.name for anchor in anchors_in(odd.public_bytes(Encoding.PEM))] == [printed]
+    assert subject_of(odd) == printed
+    assert subject_of(TOP.certificate) == "CN=Root"

@@ -191,6 +191,15 @@ def test_json_resource_attacks_cost_nothing_w11(data: bytes) -> None:
 # Authenticator data
 
 
+def test_authenticator_data_has_an_end() -> None:
+    def of(size: int) -> bytes:
+        head = bytes(32) + bytes([Flags.UP | Flags.ED]) + bytes(4)
+        return head + cbor.encode({"x": bytes(size - len(head) - 6)})
+
+    assert len(of(64 * 1024)) == len(AuthenticatorData(of(64 * 1024))) == 64 * 1024
+    assert refusal(AuthenticatorData, of(64 * 1024 + 1)) is Reason.AUTHDATA_LENGTH
+
+
 def test_authenticator_data_is_its_bytes() -> None:
     data = AuthenticatorData.build(
         RP_ID_HASH, UP_UV | Flags.BE | Flags.BS, 7, attested=ATTESTED, extensions={"a": True}

@@ -18,16 +18,16 @@ from typing import TypeAlias
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID, SignatureAlgorithmOID
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, PublicKeyAlgorithmOID, SignatureAlgorithmOID
 
 from keyvouch.errors import EvidenceError, Reason
 from keyvouch.roca import check_modulus
 
 __all__ = ["UNREADABLE", "CertificateProfile", "PathRule", "check_signature_algorithm", "read_profile", "refusal"]
 
-MIN_RSA_BITS = 2048
-"""Shortest RSA modulus that is accepted, in bits (NIST SP 800-131A Rev. 2 section 3)."""
+MIN_RSA_BITS, MAX_RSA_BITS = 2048, 8192
+"""Shortest (NIST SP 800-131A Rev. 2 section 3) and longest RSA modulus that is accepted, in bits."""
 
 UNREADABLE = (
     ValueError,
@@ -108,9 +108,13 @@ class CertificateProfile:
 
     def check_validity(self, instant: datetime) -> None:
         """Check that `instant` is in the period of validity, both ends included (section 4.1.2.5)."""
-        if instant < self.certificate.not_valid_before_utc:
+        try:
+            begin, end = self.certificate.not_valid_before_utc, self.certificate.not_valid_after_utc
+        except UNREADABLE:  # GeneralizedTime has a year 0, and datetime has none
+            raise _unreadable() from None
+        if instant < begin:
             raise refusal(PathRule.VALIDITY, "A certificate of the attestation path is not valid yet.")
-        if instant > self.certificate.not_valid_after_utc:
+        if instant > end:
             raise refusal(PathRule.VALIDITY, "A certificate of the attestation path has expired.")
 
     def check_may_issue(self, between: Sequence[CertificateProfile]) -> None:
@@ -149,6 +153,7 @@ def read_profile(certificate: x509.Certificate) -> CertificateProfile:
     """
     try:
         extensions = certificate.extensions
+        _check_key_algorithm(certificate.public_key_algorithm_oid)
         key = certificate.public_key()
     except UNREADABLE:
         raise _unreadable() from None
@@ -205,18 +210,29 @@ def _understood(extensions: x509.Extensions) -> Extensions:
     return known
 
 
+def _check_key_algorithm(algorithm: x509.ObjectIdentifier) -> None:
+    """Refuse kinds of keys that attestation does not use before one is loaded: for a DH key that can take minutes."""
+    if algorithm not in _KEY_ALGORITHMS:
+        raise _weak_key()
+
+
 def _check_key(key: object) -> None:
-    """Refuse keys that are weak, or of a kind that attestation does not use."""
+    """Refuse keys that are weak, or so long that computing with them is an attack."""
     match key:
         case rsa.RSAPublicKey():
-            is_strong = key.key_size >= MIN_RSA_BITS
-            check_modulus(key.public_numbers().n)
+            is_strong = MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS
+            if is_strong:
+                check_modulus(key.public_numbers().n)
         case ec.EllipticCurvePublicKey():
             is_strong = isinstance(key.curve, _CURVES)
-        case _:
-            is_strong = isinstance(key, ed25519.Ed25519PublicKey | ed448.Ed448PublicKey)
+        case _:  # of the other algorithms above
+            is_strong = True
     if not is_strong:
-        raise refusal(PathRule.WEAK_KEY, "A key in the attestation path is too weak or of an unknown kind.")
+        raise _weak_key()
+
+
+def _weak_key() -> EvidenceError:
+    return refusal(PathRule.WEAK_KEY, "A key in the attestation path is too weak or of a kind that is not used.")
 
 
 _UNDERSTOOD = frozenset(
@@ -230,6 +246,12 @@ _UNDERSTOOD = frozenset(
         x509.PolicyConstraints,
         x509.InhibitAnyPolicy,
     }
+)
+_KEY_ALGORITHMS = (
+    PublicKeyAlgorithmOID.RSAES_PKCS1_v1_5,
+    PublicKeyAlgorithmOID.EC_PUBLIC_KEY,
+    PublicKeyAlgorithmOID.ED25519,
+    PublicKeyAlgorithmOID.ED448,
 )
 _CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 _STRONG_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)

@@ -27,12 +27,11 @@ rules and they play no part in the argument.
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -45,14 +44,18 @@ from keyvouch.attestation.certificate_profile import (
     read_profile,
     refusal,
 )
-from keyvouch.attestation.der import SEQUENCE, DerReader, Tag, explicit
+from keyvouch.attestation.der import SEQUENCE, DerReader, explicit
+from keyvouch.attestation.subject_key import key_identifier, public_key_bits
 from keyvouch.attestation.trust import TrustAnchor
 from keyvouch.errors import EvidenceError, MalformedError, Reason, UsageError
 
-__all__ = ["CertificationPath", "find_path", "key_identifier", "parse_certificate", "validate_path"]
+__all__ = ["CertificationPath", "find_path", "key_identifier", "parse_certificate", "public_key_bits", "validate_path"]
 
 MAX_CERTIFICATES = 8
 """Longest list of certificates that is looked at. Real ones have at most five."""
+
+FEW_ANCHORS = 4
+"""How many anchors are tried one after the other; of more, those with the right name are looked for first."""
 
 MAX_CANDIDATES = 64
 """How many orders of a pool of certificates `find_path` looks at."""
@@ -91,20 +94,6 @@ def _malformed() -> MalformedError:
     )
 
 
-def key_identifier(certificate: x509.Certificate) -> bytes:
-    """Return the 20 bytes that identify the key: SHA-1 of its bits (RFC 5280 section 4.2.1.2 method 1).
-
-    An identifier is for looking things up; it proves nothing. The key itself may be of any kind.
-    """
-    fields = DerReader(certificate.tbs_certificate_bytes).enter(SEQUENCE)
-    tag, _ = fields.any()
-    for _ in range(4 + (tag == _VERSION)):  # serial number, signature, issuer, validity and subject come before it
-        fields.any()
-    key = fields.enter(SEQUENCE)
-    key.read(SEQUENCE)
-    return hashlib.sha1(key.read(_BIT_STRING)[1:], usedforsecurity=False).digest()
-
-
 def validate_path(
     certificates: Sequence[x509.Certificate], *, anchors: Iterable[TrustAnchor], instant: datetime
 ) -> CertificationPath:
@@ -136,7 +125,10 @@ def validate_path(
         raise refusal(PathRule.DOUBLED, "A certificate is in the attestation path twice.")
     profiles = [read_profile(certificate) for certificate in certificates]
     profiles[0].check_subject()
-    path = _under_an_anchor(profiles, anchors, instant)
+    trusted = list(anchors)
+    if len(trusted) > FEW_ANCHORS:
+        trusted = _named_by(certificates[-1], ((anchor, _name_bytes(anchor.certificate)[1]) for anchor in trusted))
+    path = _under_an_anchor(profiles, trusted, instant)
     for certificate, issuer in reversed(list(pairwise(certificates))):
         _check_issued_by(certificate, issuer)
     return path
@@ -148,34 +140,60 @@ def find_path(
     *,
     anchors: Sequence[TrustAnchor],
     instant: datetime,
+    candidates: int = MAX_CANDIDATES,
 ) -> CertificationPath:
     """Find a valid path from `leaf` to one of `anchors` through a pool of certificates that may hold anything.
 
-    Candidates follow the names, short ones first, 64 at most. `validate_path` judges each; what it says of the first
-    one that comes to an anchor is raised if none is valid. Key identifiers are no help: a signature says more.
+    Candidates follow the names, short ones first, that many at most. `validate_path` judges each under the anchors
+    that its last certificate names or is; what it says of the first one that comes to an anchor is raised if none is
+    valid. Key identifiers are no help: a signature says more.
     """
     told = _no_anchor()
-    for candidate in _candidates(leaf, intermediates):
+    tops = [(anchor, _name_bytes(anchor.certificate)[1]) for anchor in anchors]
+    for candidate in islice(_candidates(leaf, intermediates), candidates):
         try:
-            return validate_path(candidate, anchors=anchors, instant=instant)
+            return validate_path(candidate, anchors=_named_by(candidate[-1], tops), instant=instant)
         except EvidenceError as error:
             told = error if told.metadata.get("detail") == PathRule.ANCHOR else told
     raise told
 
 
+def _named_by(last: x509.Certificate, tops: Iterable[tuple[TrustAnchor, bytes]]) -> list[TrustAnchor]:
+    """The anchors that a certificate names as its issuer, or is. Each comes with its subject."""
+    above = _name_bytes(last)[0]
+    return [anchor for anchor, name in tops if name == above or anchor.certificate == last]
+
+
 def _candidates(
     leaf: x509.Certificate, intermediates: Iterable[x509.Certificate]
 ) -> Iterator[tuple[x509.Certificate, ...]]:
-    """Yield lists in which each certificate names the next one, none twice."""
-    pool = tuple(dict.fromkeys(intermediates))
+    """Yield lists in which each certificate names the next one, none twice; none is longer than a path may be.
+
+    Names are read once, and as bytes: a path in which they differ in any is not valid.
+    """
+    pool: dict[bytes, list[x509.Certificate]] = {}
+    above = {leaf: _name_bytes(leaf)[0]}
+    for one in dict.fromkeys(intermediates):
+        above[one], subject = _name_bytes(one)
+        pool.setdefault(subject, []).append(one)
     waiting: deque[tuple[x509.Certificate, ...]] = deque([(leaf,)])
-    for _ in range(MAX_CANDIDATES):
-        if not waiting:
-            return
+    while waiting:
         candidate = waiting.popleft()
         yield candidate
-        issuers = (issuer for issuer in pool if issuer not in candidate and _names(candidate[-1], issuer))
-        waiting.extend((*candidate, issuer) for issuer in issuers)
+        if len(candidate) < MAX_CERTIFICATES:
+            issuers = (issuer for issuer in pool.get(above[candidate[-1]], ()) if issuer not in candidate)
+            waiting.extend((*candidate, issuer) for issuer in issuers)
+
+
+def _name_bytes(certificate: x509.Certificate) -> tuple[bytes, bytes]:
+    """Issuer and subject as they stand in the certificate, without reading what they say."""
+    fields = DerReader(certificate.tbs_certificate_bytes).enter(SEQUENCE)
+    tag, _ = fields.any()
+    for _ in range(1 + (tag == _VERSION)):  # serial number and signature come before the issuer
+        fields.any()
+    issuer = fields.read(SEQUENCE)
+    fields.any()
+    return issuer, fields.read(SEQUENCE)
 
 
 def _names(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
@@ -255,4 +273,3 @@ def _check_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) ->
 
 
 _VERSION = explicit(0)
-_BIT_STRING = Tag(3)

@@ -12,22 +12,30 @@ fetching of certificates.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, ObjectIdentifier
 
 from keyvouch.attestation.ber import to_der
-from keyvouch.attestation.certificate_profile import read_profile
-from keyvouch.attestation.certificates import CertificationPath, find_path, parse_certificate
+from keyvouch.attestation.certificate_profile import UNREADABLE, read_profile
+from keyvouch.attestation.certificates import MAX_CANDIDATES, CertificationPath, find_path, parse_certificate
 from keyvouch.attestation.der import DerError
-from keyvouch.attestation.endorsement_certificate import MAX_CHAIN, EndorsementCertificate, split_certificates
+from keyvouch.attestation.endorsement_certificate import (
+    MAX_CHAIN,
+    MAX_CHAIN_SIZE,
+    EndorsementCertificate,
+    split_certificates,
+)
 from keyvouch.attestation.endorsement_fields import (
     BASIC_CONSTRAINTS,
     EXTENDED_KEY_USAGE,
@@ -45,6 +53,7 @@ __all__ = [
     "EK_FORMAT",
     "EndorsementCertificate",
     "VerifiedEndorsement",
+    "check_self_signed",
     "read_anchor_certificate",
     "split_certificates",
     "verify_endorsement_certificate",
@@ -54,18 +63,27 @@ EK_FORMAT = "tpm-ek"
 """What anchors that vouch for endorsement keys name among their formats."""
 
 MAX_ISSUERS = 4
-"""How many certificates of the issuer's name are looked at; a maker has one or two of a name."""
+"""How many certificates of the issuer's name are looked at; a maker has one or two of a name. All of them together
+may take as many candidates for a path as `find_path` looks at for one."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerifiedEndorsement:
-    """A maker vouches for an endorsement key. `manufacturer`, `model` and `version` are as in the certificate.
+    """A maker vouches for an endorsement key.
 
+    `key_hash` is the identity of the TPM, the one to tell two TPMs apart by: SHA-256 (32 bytes) of the key as
+    SubjectPublicKeyInfo in DER. `endorsement_key` is the public area as it was given. The certificate vouches for the
+    key in it alone, so its attributes, its policy, the way its numbers are written, and with them its name may be
+    whatever the host claims; one TPM can be presented under many names.
+
+    `manufacturer`, `model` and `version` are as in the certificate, with `?` for what is not printable ASCII.
     `vendor` is the registered maker, None for a manufacturer that only the caller knows. `issuers`
     are the certificates above that of the key, nearest first, up to the anchor and without it.
     """
 
     certificate: EndorsementCertificate
+    endorsement_key: TpmPublic
+    key_hash: bytes
     manufacturer: str
     vendor: TpmVendor | None
     model: str
@@ -86,7 +104,8 @@ def verify_endorsement_certificate(
     """Verify that `certificate` is a maker's for `endorsement_key`.
 
     `intermediates` may be in any order and hold what does not belong to the path: certificates out of the TPM in DER,
-    at most `MAX_CHAIN` of those, and known ones. `anchors` are asked for the format `EK_FORMAT`. `instant` is aware.
+    at most `MAX_CHAIN` of those with `MAX_CHAIN_SIZE` bytes in all, and known ones. Of `anchors` those count that name
+    the format `EK_FORMAT`; one for every format was not pinned for this. `instant` is aware.
     `unregistered_manufacturers` are `id:XXXXXXXX` of emulators, where those are wanted: swtpm calls itself id:00001014.
 
     Checks, in this order (P is the EK Credential Profile, version 2.5, section 3.2):
@@ -100,11 +119,12 @@ def verify_endorsement_certificate(
      5. it names manufacturer, model and version, the manufacturer being registered (P, subject alternative name)
      6. no critical extension is one that is not understood (RFC 5280 section 4.2)
      7. it is valid at `instant`
-     8. an issuer of its name has signed it, by RSA PKCS #1 v1.5 or ECDSA with SHA-256, SHA-384 or SHA-512; the issuer
-        may issue it, and there is a valid path from the issuer to an anchor
+     8. there is a valid path from an issuer of its name to an anchor, the issuer may issue it, and has signed it, by
+        RSA PKCS #1 v1.5 or ECDSA with SHA-256, SHA-384 or SHA-512. The signature is last: no key of a stranger is
+        computed with
 
     Raises `EvidenceError`: `TPM_EK_CERTIFICATE` for 1 to 6, `TRUST_CHAIN` for 7 and 8, `WEAK_KEY_ROCA` for a weak key
-    in the path; `MalformedError` with `TPM_EK_CERTIFICATE` for too many intermediates; `UsageError`.
+    in the path; `MalformedError` with `TPM_EK_CERTIFICATE` for too many intermediates or too long ones; `UsageError`.
     """
     if instant.tzinfo is None:
         raise UsageError("The instant of verification has no time zone.", fix="Pass an aware datetime.")
@@ -114,14 +134,41 @@ def verify_endorsement_certificate(
     manufacturer, model, version = _origin(certificate)
     vendor = find_vendor(manufacturer)
     if vendor is None and manufacturer not in unregistered_manufacturers:
-        raise _refuse("It names a manufacturer that is not registered.", {"manufacturer": manufacturer[:32]})
+        told = {"manufacturer": _printable(manufacturer[:32])}
+        raise _refuse("It names a manufacturer that is not registered.", told)
     if not certificate.critical <= _UNDERSTOOD:
         raise _refuse("One of its critical extensions is not understood.")
     if not certificate.not_before <= instant <= certificate.not_after:
         raise _untrusted("It is not valid at this time.")
     path = _find_issuer_path(certificate, _read_intermediates(intermediates), anchors, instant)
     issuers = () if path.certificates[0] == path.anchor.certificate else path.certificates
-    return VerifiedEndorsement(certificate, manufacturer, vendor, model, version, issuers, path.anchor)
+    return VerifiedEndorsement(
+        certificate=certificate,
+        endorsement_key=endorsement_key,
+        key_hash=_key_hash(endorsement_key),
+        manufacturer=_printable(manufacturer),
+        vendor=vendor,
+        model=_printable(model),
+        version=_printable(version),
+        issuers=issuers,
+        anchor=path.anchor,
+    )
+
+
+def check_self_signed(certificate: EndorsementCertificate) -> None:
+    """Check that a certificate names itself as its issuer and is signed by its own key, over the bytes as received.
+
+    For those that somebody trusts already: it tells a root from an authority that only has the name of its issuer.
+    SHA-1 will do here, and here only: old roots of Nuvoton have it, and a signature of a root on itself proves nothing
+    to anybody else. Raises `EvidenceError` with `TRUST_CHAIN`.
+    """
+    if certificate.issuer != certificate.subject:
+        raise _untrusted("It does not name itself as its issuer.")
+    try:
+        key = certificate.key.public_key()
+    except UNREADABLE:
+        raise _untrusted("Its key cannot be read.") from None
+    _check_signature(certificate, key, {**_RSA_SIGNATURES, _RSA_SHA1: hashes.SHA1()})  # noqa: S303
 
 
 def read_anchor_certificate(data: bytes) -> x509.Certificate:
@@ -174,6 +221,15 @@ def _origin(certificate: EndorsementCertificate) -> tuple[str, str, str]:
     return manufacturer, model, version
 
 
+def _printable(text: str) -> str:
+    """The text with nothing in it that a log or a terminal would obey."""
+    return "".join(character if " " <= character <= "~" else "?" for character in text)
+
+
+def _key_hash(public: TpmPublic) -> bytes:
+    return hashlib.sha256(public.key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+
+
 def _refuse(why: str, metadata: Mapping[str, str] | None = None) -> EvidenceError:
     return EvidenceError(
         Reason.TPM_EK_CERTIFICATE,
@@ -190,6 +246,7 @@ _RSA_SIGNATURES: Mapping[bytes, hashes.HashAlgorithm] = {  # PKCS #1 v1.5 (RFC 8
     bytes.fromhex("2a864886f70d01010c"): hashes.SHA384(),
     bytes.fromhex("2a864886f70d01010d"): hashes.SHA512(),
 }
+_RSA_SHA1 = bytes.fromhex("2a864886f70d010105")
 _ECDSA_SIGNATURES: Mapping[bytes, hashes.HashAlgorithm] = {  # RFC 5758 section 3.2
     bytes.fromhex("2a8648ce3d040302"): hashes.SHA256(),
     bytes.fromhex("2a8648ce3d040303"): hashes.SHA384(),
@@ -199,11 +256,12 @@ _ECDSA_SIGNATURES: Mapping[bytes, hashes.HashAlgorithm] = {  # RFC 5758 section 
 
 def _read_intermediates(certificates: Sequence[bytes | x509.Certificate]) -> list[x509.Certificate]:
     """Read what can be read. The rest is of no use to a path, and no reason to refuse one without it."""
-    if sum(isinstance(certificate, bytes) for certificate in certificates) > MAX_CHAIN:
+    sizes = [len(certificate) for certificate in certificates if isinstance(certificate, bytes)]
+    if len(sizes) > MAX_CHAIN or sum(sizes) > MAX_CHAIN_SIZE:
         raise MalformedError(
             Reason.TPM_EK_CERTIFICATE,
-            "There are too many intermediate certificates.",
-            fix=f"Send at most {MAX_CHAIN}.",
+            "There are too many intermediate certificates, or they are too long.",
+            fix=f"Send at most {MAX_CHAIN}, with at most {MAX_CHAIN_SIZE} bytes in all.",
         )
     pool = []
     for certificate in certificates:
@@ -215,16 +273,20 @@ def _read_intermediates(certificates: Sequence[bytes | x509.Certificate]) -> lis
 def _find_issuer_path(
     certificate: EndorsementCertificate, pool: list[x509.Certificate], anchors: TrustStore, instant: datetime
 ) -> CertificationPath:
-    """Find an issuer that signed the certificate and has a path. If none has, tell what is wrong with the last one."""
-    trusted = anchors.anchors_for(EK_FORMAT, aaguid=bytes(16))
+    """Find an issuer that has a path and signed the certificate. If none has, tell what is wrong with the last one.
+
+    The issuers share one budget of candidates, whoever sends them.
+    """
+    trusted = [anchor for anchor in anchors.anchors_for(EK_FORMAT, aaguid=bytes(16)) if anchor.formats is not None]
     told = _untrusted("No certificate of its issuer is known.")
     known = dict.fromkeys((*pool, *(anchor.certificate for anchor in trusted)))
-    issuers = [issuer for issuer in known if _subject(issuer) == certificate.issuer]
-    for issuer in issuers[:MAX_ISSUERS]:
+    issuers = list(islice((issuer for issuer in known if _subject(issuer) == certificate.issuer), MAX_ISSUERS))
+    for issuer in issuers:
         try:
-            _check_signed_by(certificate, issuer)
-            path = find_path(issuer, pool, anchors=trusted, instant=instant)
+            budget = MAX_CANDIDATES // len(issuers)
+            path = find_path(issuer, pool, anchors=trusted, instant=instant, candidates=budget)
             _check_may_issue(path)
+            _check_signature(certificate, issuer.public_key(), _RSA_SIGNATURES)
         except EvidenceError as error:
             told = error
         else:
@@ -239,11 +301,11 @@ def _subject(issuer: x509.Certificate) -> DistinguishedName | None:
         return None
 
 
-def _check_signed_by(certificate: EndorsementCertificate, issuer: x509.Certificate) -> None:
-    """Check the signature over the bytes as received. The key of the issuer is judged on the way."""
-    read_profile(issuer)
-    key = issuer.public_key()
-    rsa_digest = _RSA_SIGNATURES.get(certificate.signature_algorithm)
+def _check_signature(
+    certificate: EndorsementCertificate, key: object, rsa_signatures: Mapping[bytes, hashes.HashAlgorithm]
+) -> None:
+    """Check the signature over the bytes as received."""
+    rsa_digest = rsa_signatures.get(certificate.signature_algorithm)
     ecdsa_digest = _ECDSA_SIGNATURES.get(certificate.signature_algorithm)
     try:
         if isinstance(key, rsa.RSAPublicKey) and rsa_digest is not None:

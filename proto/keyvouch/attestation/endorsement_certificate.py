@@ -39,9 +39,11 @@ from keyvouch.errors import MalformedError, Reason
 __all__ = ["EndorsementCertificate", "split_certificates"]
 
 MAX_SIZE: Final = 16 * 1024
-"""Most bytes one certificate or one chain may have; an NV index holds 2 KiB."""
+"""Most bytes that one certificate may have, with its padding; an NV index holds 2 KiB."""
 MAX_CHAIN: Final = 16
 """Most certificates a chain may have."""
+MAX_CHAIN_SIZE: Final = 16 * 1024
+"""Most bytes that the certificates of a chain may have together, without padding, for a path to be looked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """The fields of an endorsement key certificate (RFC 5280 section 4.1), read with tolerance for what makers do.
 
 Tolerated are serial numbers that are negative or have needless leading bytes, a default of `critical` or `cA` that is
-written out, RSA keys of the type for RSAES-OAEP and with any parameters. Whoever reads has put encodings right before
-(`keyvouch.attestation.ber`). Every function raises `DerError`, or another `ValueError` for texts and dates.
+written out, any byte but zero for true, bits of a key usage that are set and unused, RSA keys of the type for
+RSAES-OAEP and with any parameters. Whoever reads has put encodings right before (`keyvouch.attestation.ber`). Every
+function raises `DerError`, or another `ValueError` for texts and dates.
 
 What is not here: wrappings and signatures (`keyvouch.attestation.endorsement_certificate`).
 """
@@ -52,6 +53,10 @@ EXTENDED_KEY_USAGE: Final = bytes.fromhex("551d25")
 
 _BIT_STRING, _OID, _UTC_TIME, _GENERALIZED_TIME = Tag(3), Tag(6), Tag(23), Tag(24)
 _VERSION_3 = 2
+_LONGEST_SERIAL = 64
+"""Bytes. RFC 5280 allows 20 (section 4.1.2.2), some makers write more. A number without bound cannot be printed."""
+_LONGEST_RSA = 1024
+"""Bytes of a modulus or exponent; a TPM has moduli of up to 512."""
 
 
 class Extension(NamedTuple):
@@ -81,13 +86,16 @@ def read_signed(data: bytes) -> SignedFields:
     if version.integer() != _VERSION_3:
         raise DerError("It is not of version 3.")
     version.end()
-    serial = int.from_bytes(reader.read(INTEGER), "big", signed=True)  # some makers' are negative or not shortest
+    serial = reader.read(INTEGER)  # some makers' are negative or not shortest
+    if len(serial) > _LONGEST_SERIAL:
+        raise DerError("Its serial number is too long.")
+    number = int.from_bytes(serial, "big", signed=True)
     algorithm, issuer = reader.read(SEQUENCE), _read_name(reader.enter(SEQUENCE))
     validity = reader.enter(SEQUENCE)
     not_before, not_after = _time(validity), _time(validity)
     validity.end()
     subject, key = _read_name(reader.enter(SEQUENCE)), _read_key(reader.enter(SEQUENCE))
-    return SignedFields(algorithm, serial, issuer, not_before, not_after, subject, key, _read_extensions(reader))
+    return SignedFields(algorithm, number, issuer, not_before, not_after, subject, key, _read_extensions(reader))
 
 
 def subject_of(signed: bytes) -> DistinguishedName:
@@ -168,7 +176,7 @@ def _read_extensions(reader: DerReader) -> Mapping[bytes, Extension]:
         oid, (tag, content) = item.read(_OID), item.any()
         critical = False
         if tag == BOOLEAN:  # FALSE is the default, which some makers write out
-            critical, (tag, content) = any(content), item.any()
+            critical, (tag, content) = _truth(content), item.any()
         item.end()
         if tag != OCTET_STRING or oid in extensions:
             raise DerError("An extension is malformed or stands there twice.")
@@ -200,8 +208,9 @@ def _read_key(reader: DerReader) -> KeyNumbers:
     if oid != _EC_KEY:
         raise DerError("Its key is neither an RSA nor an elliptic curve key.")
     curve = _CURVES.get(algorithm.read(_OID))
-    size = (len(bits) - 1) // 2
-    if curve is None or bits[:1] != b"\x04" or len(bits) % 2 == 0:
+    algorithm.end()
+    size = 0 if curve is None else (curve.key_size + 7) // 8
+    if curve is None or bits[:1] != b"\x04" or len(bits) != 1 + 2 * size:
         raise DerError("Its curve is not supported or its point is not a plain one.")
     x, y = bits[1 : 1 + size], bits[1 + size :]
     return ec.EllipticCurvePublicNumbers(int.from_bytes(x, "big"), int.from_bytes(y, "big"), curve)
@@ -213,6 +222,8 @@ def _read_rsa(bits: bytes) -> rsa.RSAPublicNumbers:
     modulus, exponent = reader.read(INTEGER), reader.read(INTEGER)
     reader.end()
     outer.end()
+    if len(modulus) > _LONGEST_RSA or len(exponent) > _LONGEST_RSA:
+        raise DerError("Its RSA key is too long.")
     return rsa.RSAPublicNumbers(int.from_bytes(exponent, "big"), int.from_bytes(modulus, "big"))
 
 
@@ -221,31 +232,54 @@ def _read_rsa(bits: bytes) -> rsa.RSAPublicNumbers:
 _DIRECTORY_NAME = explicit(4)
 
 
-def _value(extension: Extension) -> DerReader:
-    return DerReader(to_der(extension.value))
+def _value(extension: Extension, tag: Tag) -> bytes:
+    """The content of the one element that the value is."""
+    reader = DerReader(to_der(extension.value))
+    content = reader.read(tag)
+    reader.end()
+    return content
+
+
+def _truth(content: bytes) -> bool:
+    """A BOOLEAN as BER has it: one byte, any but zero is true (X.690 section 8.2)."""
+    if len(content) != 1:
+        raise DerError("A truth value is not one byte.")
+    return content != b"\0"
 
 
 def read_basic_constraints(extension: Extension | None) -> bool | None:
-    """Whether the subject is a certification authority (section 4.2.1.9)."""
+    """Whether the subject is a certification authority (section 4.2.1.9); a path length alone makes none."""
     if extension is None:
         return None
-    reader = _value(extension).enter(SEQUENCE)
-    if not reader:
-        return False
-    tag, content = reader.any()
-    return tag == BOOLEAN and any(content)
+    reader, elements = DerReader(_value(extension, SEQUENCE)), []
+    while reader:
+        elements.append(reader.any())
+    tags = [tag for tag, _ in elements]
+    if tags not in _CONSTRAINTS or not all(content for _, content in elements):
+        raise DerError("The basic constraints are malformed.")
+    return BOOLEAN in tags and _truth(elements[0][1])
+
+
+_CONSTRAINTS: tuple[list[Tag], ...] = ([], [BOOLEAN], [INTEGER], [BOOLEAN, INTEGER])
+"""The elements that basic constraints may have."""
 
 
 def read_key_usage(extension: Extension | None) -> int | None:
-    """The first byte of the bits (section 4.2.1.3)."""
-    return None if extension is None else int.from_bytes(_value(extension).read(_BIT_STRING)[1:2], "big")
+    """The first byte of the bits, those that are unused being zero (section 4.2.1.3; X.690 section 8.6.2)."""
+    if extension is None:
+        return None
+    content = _value(extension, _BIT_STRING)
+    if not content or content[0] > (7 if len(content) > 1 else 0):
+        raise DerError("The key usage is malformed.")
+    unused, bits = content[0], int.from_bytes(content[1:], "big")
+    return int.from_bytes((bits >> unused << unused).to_bytes(len(content) - 1, "big")[:1], "big")
 
 
 def read_extended_key_usage(extension: Extension | None) -> tuple[bytes, ...] | None:
     """Object identifiers of purposes (section 4.2.1.12)."""
     if extension is None:
         return None
-    reader, purposes = _value(extension).enter(SEQUENCE), []
+    reader, purposes = DerReader(_value(extension, SEQUENCE)), []
     while reader:
         purposes.append(reader.read(_OID))
     return tuple(purposes)
@@ -254,12 +288,15 @@ def read_extended_key_usage(extension: Extension | None) -> tuple[bytes, ...] | 
 def read_alternative_names(extension: Extension | None) -> Mapping[bytes, str]:
     """The attributes of directory names (EK Credential Profile, section 3.1.2). None may stand there twice."""
     texts: dict[bytes, str] = {}
-    names = DerReader(b"") if extension is None else _value(extension).enter(SEQUENCE)
+    names = DerReader(b"" if extension is None else _value(extension, SEQUENCE))
     while names:
         tag, content = names.any()
         if tag != _DIRECTORY_NAME:
             continue
-        for oid, text in chain.from_iterable(_read_name(DerReader(content).enter(SEQUENCE))):
+        choice = DerReader(content)
+        name = _read_name(choice.enter(SEQUENCE))
+        choice.end()
+        for oid, text in chain.from_iterable(name):
             if oid in texts:
                 raise DerError("The alternative name states an attribute twice.")
             texts[oid] = text

@@ -14,9 +14,11 @@ of different PCRs, the digests of other banks, or data that the digest is not th
 Who controls the log can have it refused, and can mislabel events; neither changes an accepted result. Who controls
 the operating system can extend PCRs once more. The facts allow for that: Secure Boot is what comes first in its PCR,
 an error or a debugger is believed wherever it stands, and `exit_boot_services` is no more than a sign that the boot
-is over. Two limits stay. PCRs say nothing about firmware that lies in its measurements. And if the firmware leaves a
-whole bank unextended (TPM Carte Blanche, CVE-2021-42299), a program can extend that bank as if it were the firmware:
-an unextended PCR is refused here, a forged one cannot be told from a good one. So never rest a decision on PCRs alone.
+is over. Limits stay. PCRs say nothing about firmware that lies in its measurements. An error that the firmware measured
+into PCR 1 can be hidden by a separator after it, for there it looks like a setting. And a PCR that the firmware leaves
+unextended, alone or with its whole bank (TPM Carte Blanche, CVE-2021-42299), can be extended by a program as if it
+were the firmware: an unextended PCR is refused here, a forged one cannot be told from a good one. So never rest a
+decision on PCRs alone.
 
 What is not here: quotes (`keyvouch.attestation.tpm`), and policies about digests.
 """

@@ -123,7 +123,11 @@ class VerifiedRegistration:
 
     @property
     def aaguid(self) -> bytes:
-        """The model the authenticator claims to be, 16 bytes. Proved only if `attestation` is attested."""
+        """The model the authenticator claims to be, 16 bytes.
+
+        Proved only by `packed` with a chain, and by `tpm` where the certificate names it too. Everywhere else it is the
+        word of the platform or of nobody.
+        """
         return self.attestation_object.attested.aaguid
 
     @property

@@ -114,11 +114,17 @@ class MetadataEntry:
 
 @dataclass(frozen=True, slots=True)
 class RejectedEntry:
-    """An entry that nothing is believed of. `position` counts from zero; `model` is as published, or empty."""
+    """An entry that nothing good is believed of. `position` counts from zero; `model` is as published, or empty.
+
+    So that no warning is lost with it: `models` is every model that it may be about (16 bytes an AAGUID, 20 a key
+    identifier), however they are spelled, and `statuses` every word that is reported in it, whatever its date.
+    """
 
     position: int
     model: str
     why: str
+    models: frozenset[bytes] = frozenset()
+    statuses: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from cryptography import x509
 from keyvouch.assurance import Protection, Verification
 from keyvouch.attestation.metadata import Metadata, MetadataEntry, MetadataStatement, model_name
 from keyvouch.attestation.metadata_policy import MetadataPolicy, judge_status
+from keyvouch.attestation.subject_key import public_key_bits
 from keyvouch.attestation.trust import Distrust, TrustAnchor
 
 __all__ = ["distrust", "trust_anchors"]
@@ -33,16 +34,21 @@ def trust_anchors(metadata: Metadata, *, policy: MetadataPolicy, instant: dateti
 def distrust(metadata: Metadata, *, policy: MetadataPolicy, instant: datetime) -> Distrust:
     """Return what is not accepted at `instant` (aware): for every anchor, also those that others pinned.
 
-    The models that a policy refuses, whatever their certificates; and the certificates whose compromise is reported.
+    The models that a policy refuses, whatever their certificates; those that a rejected entry may be about, if it has
+    a word that the policy refuses, from whatever date; and the keys of certificates that a refused report names.
     """
     models: dict[bytes, str] = {}
-    certificates: set[x509.Certificate] = set()
+    keys: set[bytes] = set()
     for entry in metadata.entries:
         verdict = judge_status(entry, policy=policy, instant=instant, certificates=())
         if not verdict.accepted:
             models.update(dict.fromkeys(entry.models, verdict.reason))
-        certificates.update(certificate for report in verdict.warnings for certificate in report.certificates)
-    return Distrust(models, frozenset(certificates))
+        refused = (report for report in verdict.warnings if policy.refuses(report.status))
+        keys.update(public_key_bits(certificate) for report in refused for certificate in report.certificates)
+    for rejected in metadata.rejected:
+        if any(policy.refuses(status) for status in rejected.statuses):
+            models.update(dict.fromkeys(rejected.models, "Its metadata entry warns of it and cannot be read."))
+    return Distrust(models, frozenset(keys))
 
 
 def _anchors(entry: MetadataEntry, policy: MetadataPolicy, instant: datetime) -> Iterator[TrustAnchor]:
@@ -51,9 +57,9 @@ def _anchors(entry: MetadataEntry, policy: MetadataPolicy, instant: datetime) ->
     if statement is None or not formats:
         return
     protection, verification = _protection(statement), _verification(statement)
+    below = _reported_below(entry, statement)
     for root in dict.fromkeys(statement.attestation_roots):
-        concerned = _concerned(root, entry, statement)
-        if not judge_status(entry, policy=policy, instant=instant, certificates=concerned).accepted:
+        if not judge_status(entry, policy=policy, instant=instant, certificates=(root, *below)).accepted:
             continue
         for model in entry.models:
             yield TrustAnchor(
@@ -67,10 +73,11 @@ def _anchors(entry: MetadataEntry, policy: MetadataPolicy, instant: datetime) ->
             )
 
 
-def _concerned(root: x509.Certificate, entry: MetadataEntry, statement: MetadataStatement) -> list[x509.Certificate]:
-    """The certificates that may be in a path to this root: itself, and whatever is reported and no root itself."""
+def _reported_below(entry: MetadataEntry, statement: MetadataStatement) -> list[x509.Certificate]:
+    """The certificates that may be in a path to any root: whatever is reported and not of the key of a root."""
+    roots = {public_key_bits(root) for root in statement.attestation_roots}
     reported = (certificate for report in entry.status_reports for certificate in report.certificates)
-    return [root, *(certificate for certificate in reported if certificate not in statement.attestation_roots)]
+    return [certificate for certificate in reported if public_key_bits(certificate) not in roots]
 
 
 def _formats(statement: MetadataStatement) -> frozenset[str]:
@@ -80,15 +87,13 @@ def _formats(statement: MetadataStatement) -> frozenset[str]:
 
 
 def _protection(statement: MetadataStatement) -> Protection:
-    """Where keys live (FIDO Registry section 3.2). `remote_handle` says that keys are stored wrapped, not by what.
-
-    `hardware` alone is a chip for the purpose that nobody certified as a secure element; there is no weaker kind of
-    hardware to call it.
-    """
+    """Where keys live (FIDO Registry section 3.2). `remote_handle` says that keys are stored wrapped, not by what."""
     words = statement.key_protection
     if "software" in words or words.isdisjoint({"hardware", "tee", "secure_element"}):
         return Protection.SOFTWARE
-    return Protection.TEE if "tee" in words else Protection.SECURE_ELEMENT
+    if "tee" in words:
+        return Protection.TEE
+    return Protection.SECURE_ELEMENT if "secure_element" in words else Protection.HARDWARE
 
 
 def _verification(statement: MetadataStatement) -> Verification:

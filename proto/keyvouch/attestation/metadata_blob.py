@@ -164,11 +164,14 @@ def _check_signer(leaf: x509.Certificate, expected_name: str | None) -> None:
 
 
 def _names(leaf: x509.Certificate) -> set[str]:
-    """The DNS names of a certificate in lower case; its common name where it has none (RFC 6125 section 6.4.4)."""
-    alternatives = [e.value for e in leaf.extensions if isinstance(e.value, x509.SubjectAlternativeName)]
-    names = [name for value in alternatives for name in value.get_values_for_type(x509.DNSName)]
-    common = [str(attribute.value) for attribute in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    return {name.lower() for name in names or common}
+    """The DNS names of a certificate in lower case; its common name only if it has no alternative names at all.
+
+    Who wrote alternative names said with them what the certificate is for (RFC 6125 section 6.4.4).
+    """
+    for extension in leaf.extensions:
+        if isinstance(extension.value, x509.SubjectAlternativeName):
+            return {name.lower() for name in extension.value.get_values_for_type(x509.DNSName)}
+    return {str(attribute.value).lower() for attribute in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)}
 
 
 def _verify_signature(leaf: x509.Certificate, algorithm: str, *, message: bytes, signature: bytes) -> None:

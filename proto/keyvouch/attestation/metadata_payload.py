@@ -1,8 +1,9 @@
 """Parsing of the payload of a FIDO metadata BLOB (FIDO Metadata Service 3.0 and 3.1, section 3.1).
 
 The document as a whole has to be right, or it is refused. One bad entry is not the end of it: the entry is listed as
-rejected, and so is every other entry of the same model, for nobody knows which of them would have warned. Members
-that are not known here are for later versions of the specification and are passed over.
+rejected, and so is every other entry of the same model, for nobody knows which of them would have warned. What a
+rejected entry warns of is kept. Members that are not known here are for later versions of the specification and are
+passed over.
 
 What is not here: the signature. Only `keyvouch.attestation.metadata_blob` calls this, after it has verified it.
 """
@@ -58,7 +59,7 @@ def parse_payload(payload: bytes) -> Metadata:
         try:
             entry = _entry(item, occurrences)
         except ValueError as error:
-            rejected.append(RejectedEntry(position, _model_as_published(item), str(error)))
+            rejected.append(_rejected(position, item, str(error)))
             continue
         if entry is None:
             ignored += 1
@@ -119,10 +120,28 @@ def _claimed(item: object) -> frozenset[str]:
     statement = entry.get("metadataStatement")
     texts: list[object] = []
     for members in (entry, statement if isinstance(statement, dict) else {}):
-        key_ids = members.get(_KEY_IDS)
-        texts += [members.get("aaguid"), *(key_ids if isinstance(key_ids, list) else [])]
+        texts += [*_as_list(members.get("aaguid")), *_as_list(members.get(_KEY_IDS))]
     models = {_NOT_HEX.sub("", text.lower()) for text in texts if isinstance(text, str)}
     return frozenset(models - {""})
+
+
+def _rejected(position: int, item: object, why: str) -> RejectedEntry:
+    """Keep of an entry what it may warn of, and of which models. Zero is no model: it is what those without one say."""
+    models = (bytes.fromhex(digits) for digits in _claimed(item) if len(digits) in (32, 40))
+    reports = _as_list(item.get("statusReports")) if isinstance(item, dict) else []
+    words = (report.get("status") for report in reports if isinstance(report, dict))
+    return RejectedEntry(
+        position,
+        _model_as_published(item),
+        why,
+        frozenset(model for model in models if any(model)),
+        frozenset(word for word in words if isinstance(word, str)),
+    )
+
+
+def _as_list(value: object) -> list[object]:
+    """What is meant by one value in the place of a list of them."""
+    return value if isinstance(value, list) else [value]
 
 
 def _model_as_published(item: object) -> str:

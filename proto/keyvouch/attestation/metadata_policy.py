@@ -22,6 +22,7 @@ from keyvouch.attestation.metadata import (
     MetadataEntry,
     StatusReport,
 )
+from keyvouch.attestation.subject_key import public_key_bits
 from keyvouch.errors import EvidenceError, Reason, UsageError
 
 __all__ = [
@@ -123,8 +124,9 @@ def judge_status(
     In this order: a report that is refused and applies decides; then a version below the lowest that its maker trusts;
     then there has to be a report at all; then the certification has to be high enough. A report counts from its
     effective date on (UTC), without a date always. One about a compromised attestation key that names certificates
-    applies to paths with them only. One about an earlier version than the lowest trusted one does not apply to an
-    authenticator that is known to have at least that, unless it is a revocation.
+    applies to paths with their keys only, in these certificates or others. One about an earlier version than the
+    lowest trusted one does not apply to an authenticator that is known to have at least that, unless it is a
+    revocation.
     """
     day = _day(instant)
     lowest = entry.statement.authenticator_version if entry.statement else None
@@ -172,7 +174,8 @@ def _applies(
     if report.status == AuthenticatorStatus.REVOKED:
         return True
     if report.status == AuthenticatorStatus.ATTESTATION_KEY_COMPROMISE and report.certificates:
-        return certificates is None or any(named in certificates for named in report.certificates)
+        named = {public_key_bits(certificate) for certificate in report.certificates}
+        return certificates is None or not named.isdisjoint(map(public_key_bits, certificates))
     if version is None or lowest is None or report.authenticator_version is None:
         return True
     return not report.authenticator_version < lowest <= version

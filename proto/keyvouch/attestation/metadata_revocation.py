@@ -1,12 +1,13 @@
 """Revocation of the certificates behind a metadata BLOB (RFC 5280 sections 5 and 6.3, for complete CRLs).
 
-Whether there have to be CRLs is for the caller: they come out of files or a download, which are not here. Delta CRLs,
-indirect CRLs and CRLs for some reasons only are not used; for the path they are as if they were not there.
+Whether there have to be CRLs is for the caller: they come out of files or a download, which are not here. Who is on
+an authentic list is revoked, also if it is a delta CRL or one for some reasons only. That somebody is on none counts
+only of a complete list. Indirect CRLs are not used at all: whom they name is another issuer's matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -30,7 +31,8 @@ MAX_CRL: Final = 16 * 1024 * 1024
 class RevocationList:
     """A CRL that is well-formed; nothing is known yet of its signature. Made by `parse_crl` only.
 
-    `scope` is its issuing distribution point, `has_unknown_critical` whether it holds what may not be ignored.
+    `revoked` are the serial numbers on it; of a delta CRL not those that it takes off the complete one. `scope` is its
+    issuing distribution point, `has_unknown_critical` whether it holds what may not be ignored.
     """
 
     crl: x509.CertificateRevocationList
@@ -54,7 +56,9 @@ def parse_crl(data: bytes) -> RevocationList:
         return RevocationList(
             crl,
             crl.issuer,
-            frozenset(entry.serial_number for entry in crl),
+            frozenset(
+                _serial_numbers(crl, is_delta=any(isinstance(e.value, x509.DeltaCRLIndicator) for e in extensions))
+            ),
             crl.last_update_utc,
             crl.next_update_utc,
             next((e.value for e in extensions if isinstance(e.value, x509.IssuingDistributionPoint)), None),
@@ -65,6 +69,13 @@ def parse_crl(data: bytes) -> RevocationList:
         raise _malformed("It is neither DER nor PEM of a CRL.") from None
 
 
+def _serial_numbers(crl: x509.CertificateRevocationList, *, is_delta: bool) -> Iterator[int]:
+    """The serial numbers on a list. Reasons are read of a delta only: other lists take nothing off (section 5.3.1)."""
+    for entry in crl:
+        if not is_delta or _REMOVED not in {extension.value for extension in entry.extensions}:
+            yield entry.serial_number
+
+
 def check_not_revoked(
     path: CertificationPath, lists: Sequence[RevocationList], *, instant: datetime, required: bool
 ) -> None:
@@ -72,7 +83,8 @@ def check_not_revoked(
 
     Of the CRLs that name the issuer, one has to be usable: signed by it with SHA-2, covering the certificate, without
     critical extensions that are not understood, and current at `instant`. Without any CRL of an issuer the path
-    passes, unless they are `required`. A certificate on a list that is authentic but out of date stays revoked.
+    passes, unless they are `required`. A certificate on any list that is authentic and not indirect is revoked, also
+    if that list is out of date, a delta, or does not cover it.
 
     Raises `EvidenceError` with `METADATA_UNTRUSTED`.
     """
@@ -81,10 +93,10 @@ def check_not_revoked(
         named = [candidate for candidate in lists if candidate.issuer == issuer.subject]
         if not named and not required:
             continue
-        authentic = [candidate for candidate in named if _covers(candidate, certificate) and _signed(candidate, issuer)]
-        if any(certificate.serial_number in candidate.revoked for candidate in authentic):
+        authentic = [candidate for candidate in named if _signed(candidate, issuer)]
+        if any(_revokes(candidate, certificate) for candidate in authentic):
             raise _untrusted("revoked", "A certificate behind the metadata BLOB was revoked.")
-        if not any(_is_current(candidate, instant) for candidate in authentic):
+        if not any(_covers(candidate, certificate) and _is_current(candidate, instant) for candidate in authentic):
             raise _untrusted("crl_missing", "There is no usable CRL for a certificate behind the metadata BLOB.")
 
 
@@ -95,6 +107,12 @@ def _signed(candidate: RevocationList, issuer: x509.Certificate) -> bool:
         return False
     key = cast(CertificateIssuerPublicKeyTypes, issuer.public_key())  # it signed a certificate of the path
     return candidate.is_strong and candidate.crl.is_signature_valid(key)
+
+
+def _revokes(candidate: RevocationList, certificate: x509.Certificate) -> bool:
+    """Whether the certificate is on the list. An indirect one names certificates of other issuers, too."""
+    is_indirect = candidate.scope is not None and candidate.scope.indirect_crl
+    return not is_indirect and certificate.serial_number in candidate.revoked
 
 
 def _covers(candidate: RevocationList, certificate: x509.Certificate) -> bool:
@@ -121,6 +139,7 @@ def _is_current(candidate: RevocationList, instant: datetime) -> bool:
     return candidate.next_update is not None and candidate.this_update <= instant <= candidate.next_update
 
 
+_REMOVED = x509.CRLReason(x509.ReasonFlags.remove_from_crl)
 _STRONG_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 
 

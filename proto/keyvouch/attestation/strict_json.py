@@ -1,13 +1,15 @@
 """JSON as signed documents need it: one meaning for every reader (RFC 8259 section 4, RFC 7493).
 
 Refused: a name that occurs twice in one object, NaN and infinities, integers of more than 18 digits, deep nesting,
-bytes that are not UTF-8. What is not here: what the members of a document have to be.
+bytes that are not UTF-8, and surrogates, which are no characters and have no encoding (RFC 7493 section 2.1). What is
+not here: what the members of a document have to be.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Final
 
 __all__ = ["MAX_DEPTH", "read_object"]
@@ -16,6 +18,7 @@ MAX_DEPTH: Final = 32
 """Deepest nesting of arrays and objects."""
 
 _MAX_DIGITS = 18
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_object(data: bytes) -> dict[str, object]:
@@ -32,7 +35,7 @@ def read_object(data: bytes) -> dict[str, object]:
         raise ValueError("It is nested too deep.") from None
     if not isinstance(value, dict):
         raise ValueError("It is not a JSON object.")
-    _check_depth(value)
+    _check_inside(value)
     return value
 
 
@@ -60,18 +63,26 @@ def _constant(text: str) -> object:
     raise ValueError(f"{text} is not JSON.")
 
 
-def _check_depth(document: object) -> None:
-    """Walk through the document level by level: the stack of the interpreter says nothing about its depth."""
+def _check_inside(document: object) -> None:
+    """Check texts and depth, level by level: the stack of the interpreter says nothing about the depth."""
     level = [document]
     for _ in range(MAX_DEPTH):
         level = [item for value in level for item in _inside(value)]
         if not level:
             return
+        for text in level:
+            _check_text(text)
     if any(isinstance(value, (dict, list)) for value in level):
         raise ValueError("It is nested too deep.")
 
 
+def _check_text(value: object) -> None:
+    """Check that a text holds characters only. An escape can put half of one into it (RFC 8259 section 8.2)."""
+    if isinstance(value, str) and not value.isascii() and _SURROGATE.search(value):
+        raise ValueError("A text holds half of a character.")
+
+
 def _inside(value: object) -> list[object]:
     if isinstance(value, dict):
-        return list(value.values())
+        return [*value, *value.values()]
     return value if isinstance(value, list) else []

@@ -13,7 +13,8 @@ credential activation, and the bytes the TPM returned. All of them do these chec
  8. it holds the qualifying data that was asked for, compared in constant time: `TPM_NONCE`
 
 (TPM 2.0 Library, Part 1 section 31, Part 3 section 18.) What they return is frozen and only made here. Nothing here
-reads a clock, a file or a network.
+reads a clock, a file or a network. Of `clock` and `firmware_version` in results: an attestation key outside the
+endorsement and platform hierarchies reports them obfuscated, the counts and the version alike (Part 1 section 36.7).
 
 What is not here: whose key the attestation key is, and single use of qualifying data.
 """
@@ -23,6 +24,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -62,6 +64,7 @@ __all__ = [
 ]
 
 _PCRS = range(24)
+_PCR_FIX = "Choose from 0 to 15 and 17 to 22, of the SHA-256 bank or a stronger one."
 _RESETTABLE = frozenset((16, 23))
 """PCRs that any program can reset (TCG PC Client Platform TPM Profile, section 4.6.2): they prove nothing."""
 
@@ -123,7 +126,7 @@ def verify_certify(
     said = _verify(attestation_key, attest, signature, qualifying_data, TpmAttestType.CERTIFY)
     certified = said.attested
     assert isinstance(certified, TpmCertified)
-    if certified.name != subject.name or subject == attestation_key:
+    if certified.name != subject.name or subject.key == attestation_key.key:
         raise _refuse(Reason.TPM_NAME, "The certified name is not that of the key to be certified.")
     check_signing_key(subject)
     return CertifiedKey(subject, certified.qualified_name, said.clock, said.firmware_version)
@@ -158,7 +161,7 @@ def verify_quote(
         raise _refuse(Reason.TPM_PCR_SELECTION, "The quote covers other PCRs than were asked for.")
     values = dict(pcr_values.get(asked.bank, {}))
     _check_digest(_scheme(attestation_key)[1], asked, values, quoted.digest)
-    return VerifiedQuote(asked.bank, values, said.clock, said.firmware_version)
+    return VerifiedQuote(asked.bank, MappingProxyType(values), said.clock, said.firmware_version)
 
 
 def verify_creation(
@@ -177,7 +180,7 @@ def verify_creation(
     will do. The attributes of `subject`, which may be the attestation key itself, are for the caller to check. Checks,
     after those of the module:
 
-     9. the name is that of `subject`: `TPM_NAME`
+     9. the name is that of `subject`, and no SHA-1 digest: `TPM_NAME`
     10. the hash of the creation data, by the name algorithm of `subject`, is the certified one: `TPM_CREATION`
     11. the creation data is well-formed: `TPM_PARSE`
     12. it holds `outside_info`: `TPM_CREATION`
@@ -187,6 +190,7 @@ def verify_creation(
     said = _verify(attestation_key, attest, signature, qualifying_data, TpmAttestType.CREATION)
     created = said.attested
     assert isinstance(created, TpmCreated)
+    _check_name_algorithm(subject.name_algorithm)
     if created.object_name != subject.name:
         raise _refuse(Reason.TPM_NAME, "The name is not that of the created object.")
     if created.creation_hash != subject.name_algorithm.digest(creation_data):
@@ -211,14 +215,18 @@ def verify_nv_certify(
 
     Checks, after those of the module:
 
-     9. the name is that of `index`, so its attributes and policy are the expected ones: `TPM_NAME`
+     9. the name is that of `index`, and no SHA-1 digest, so its attributes and policy are the expected ones: `TPM_NAME`
     10. the contents are of the expected place and length: `TPM_NV_INDEX`
 
-    Raises `MalformedError` or `EvidenceError` with the reason of the first check that fails.
+    Raises `MalformedError` or `EvidenceError` with the reason of the first check that fails, `UsageError` for a size
+    below one: nothing would be certified.
     """
+    if size < 1:
+        raise UsageError("At least one byte of an NV index is asked for.", fix="Ask for as many as it has.")
     said = _verify(attestation_key, attest, signature, qualifying_data, TpmAttestType.NV)
     certified = said.attested
     assert isinstance(certified, TpmNvCertified)
+    _check_name_algorithm(index.name_algorithm)
     if certified.index_name != index.name:
         raise _refuse(Reason.TPM_NAME, "The name is not that of the NV index.")
     if certified.offset != offset or len(certified.contents) != size:
@@ -287,12 +295,17 @@ _HASHES: Mapping[TpmHash, hashes.HashAlgorithm] = {
 
 def _asked(selection: Mapping[TpmHash, Collection[int]]) -> TpmPcrSelection:
     if len(selection) != 1:
-        raise UsageError("A quote is asked for with PCRs of one bank.")
+        raise UsageError("A quote is asked for with PCRs of one bank.", fix="Name one bank.")
     ((bank, pcrs),) = selection.items()
     chosen = frozenset(pcrs)
     if bank is TpmHash.SHA1 or not chosen or chosen & _RESETTABLE or not chosen <= set(_PCRS):
-        raise UsageError("A quote is asked for with PCRs that mean something, and not of the SHA-1 bank.")
+        raise UsageError("A quote is asked for with PCRs that mean something, and not of the SHA-1 bank.", fix=_PCR_FIX)
     return TpmPcrSelection(bank, chosen)
+
+
+def _check_name_algorithm(algorithm: TpmHash) -> None:
+    if algorithm is TpmHash.SHA1:
+        raise _refuse(Reason.TPM_NAME, "The name is a SHA-1 digest, which two entities may share.")
 
 
 def _check_digest(algorithm: TpmHash, asked: TpmPcrSelection, values: Mapping[int, bytes], digest: bytes) -> None:

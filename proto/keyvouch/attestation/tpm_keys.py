@@ -4,15 +4,17 @@ The attributes of an object never change and its name covers them, so they need 
 Library, Part 1 sections 25 and 27, Part 2 section 8.3). Every function takes a parsed public area, returns nothing
 and raises `EvidenceError`.
 
-What is not here: proof that a TPM holds the key. That is certification (`keyvouch.attestation.tpm`) or credential
-activation; without one of them attributes are only claims.
+What is not here: proof that a TPM holds the key, without which attributes are only claims. Certification
+(`keyvouch.attestation.tpm`) proves all of a public area; credential activation that of the attestation key it names.
+Of the endorsement key that opens a challenge, only key, name algorithm and cipher are proved: its name identifies
+nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from keyvouch.attestation.tpm_public import TpmObjectAttributes, TpmPublic
+from keyvouch.attestation.tpm_public import TpmObjectAttributes, TpmPublic, TpmScheme
 from keyvouch.attestation.tpm_wire import TpmAlgorithm, TpmHash
 from keyvouch.errors import EvidenceError, Reason
 
@@ -31,8 +33,7 @@ def check_attestation_key(public: TpmPublic) -> None:
     """
     reason = Reason.TPM_AK_ATTRIBUTES
     _check(public, reason, required=_MADE_INSIDE | _A.RESTRICTED | _A.SIGN, forbidden=_A.DECRYPT)
-    scheme = public.scheme
-    if scheme is None or scheme.algorithm not in _SIGNING or scheme.hash is TpmHash.SHA1:
+    if public.scheme is None or not _is_good(public.scheme):
         raise _refuse(reason, "It has no signing scheme that is good for attestations.")
 
 
@@ -40,13 +41,17 @@ def check_signing_key(public: TpmPublic) -> None:
     """Check that a key is good to sign in with.
 
     Checks: made inside and fixed there; sign, not decrypt, not restricted; not under encrypted duplication; names are
-    not hashed by SHA-1; its use needs a secret or a policy, so userWithAuth is set or there is an authPolicy. Raises
-    `EvidenceError` with `TPM_KEY_ATTRIBUTES`.
+    not hashed by SHA-1; a scheme, if it has one, is for signing and without SHA-1; userWithAuth is set, or there is an
+    authPolicy that is not the one of a fresh session. Nothing is said of a PIN: an authorization value may be empty,
+    and what a policy demands has to be compared with the policy that was expected. Raises `EvidenceError` with
+    `TPM_KEY_ATTRIBUTES`.
     """
     reason = Reason.TPM_KEY_ATTRIBUTES
     forbidden = _A.DECRYPT | _A.RESTRICTED | _A.ENCRYPTED_DUPLICATION
     _check(public, reason, required=_MADE_INSIDE | _A.SIGN, forbidden=forbidden)
-    if not (public.attributes & _A.USER_WITH_AUTH or public.auth_policy):
+    if public.scheme is not None and not _is_good(public.scheme):
+        raise _refuse(reason, "Its scheme is not one of good signatures.")
+    if not (public.attributes & _A.USER_WITH_AUTH or any(public.auth_policy)):
         raise _refuse(reason, "Neither an authorization value nor a policy stands before its use.")
 
 
@@ -110,6 +115,11 @@ _EK_POLICIES: Mapping[TpmHash, tuple[bytes, bytes]] = {  # PolicyA, PolicyB (EK 
         ),
     ),
 }
+
+
+def _is_good(scheme: TpmScheme) -> bool:
+    """Whether a scheme makes signatures that still bind."""
+    return scheme.algorithm in _SIGNING and scheme.hash is not TpmHash.SHA1
 
 
 def _check(public: TpmPublic, reason: Reason, *, required: _A, forbidden: _A) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from cryptography import x509
 
 from keyvouch.assurance import Protection, Verification
+from keyvouch.attestation.subject_key import public_key_bits
 from keyvouch.errors import EvidenceError, Reason, UsageError
 
 __all__ = ["Distrust", "TrustAnchor", "TrustStore"]
@@ -62,12 +63,12 @@ class TrustAnchor:
 class Distrust:
     """What no anchor may vouch for, whoever pinned it.
 
-    `models` are AAGUIDs and key identifiers, with a sentence each that says why; `certificates` are those whose key
-    is known to be compromised, wherever they stand in a path.
+    `models` are AAGUIDs and key identifiers, with a sentence each that says why; `keys` are those that are known to be
+    compromised, as `public_key_bits` returns them, wherever they stand in a path and in whatever certificate.
     """
 
     models: Mapping[bytes, str] = field(default_factory=dict)
-    certificates: frozenset[x509.Certificate] = frozenset()
+    keys: frozenset[bytes] = frozenset()
 
 
 class TrustStore:
@@ -108,8 +109,9 @@ class TrustStore:
                 raise _distrusted(f"{self._distrust.models[model]}", {"model": model.hex()})
 
     def check_certificates(self, certificates: Iterable[x509.Certificate]) -> None:
-        """Check that none is distrusted. Raises `EvidenceError` with `AUTHENTICATOR_STATUS`."""
-        if not self._distrust.certificates.isdisjoint(certificates):
+        """Check that none is of a distrusted key. Raises `EvidenceError` with `AUTHENTICATOR_STATUS`."""
+        keys = self._distrust.keys  # most often there are none, and then no certificate is read
+        if keys and not keys.isdisjoint(map(public_key_bits, certificates)):
             raise _distrusted("The key of one of its certificates is known to others.", {})
 
     def anchors_for(

@@ -33,6 +33,8 @@ class _ProtectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Protection
     PROTECTION_SMARTCARD: _Protection.ValueType  # 4
     PROTECTION_TEE: _Protection.ValueType  # 5
     """A trusted execution environment: an isolated part of the main processor."""
+    PROTECTION_HARDWARE: _Protection.ValueType  # 6
+    """Hardware of a kind that nobody named."""
 
 class Protection(_Protection, metaclass=_ProtectionEnumTypeWrapper):
     """What holds a credential private key, as far as verified evidence shows."""
@@ -45,6 +47,8 @@ PROTECTION_SECURE_ELEMENT: Protection.ValueType  # 3
 PROTECTION_SMARTCARD: Protection.ValueType  # 4
 PROTECTION_TEE: Protection.ValueType  # 5
 """A trusted execution environment: an isolated part of the main processor."""
+PROTECTION_HARDWARE: Protection.ValueType  # 6
+"""Hardware of a kind that nobody named."""
 Global___Protection: _TypeAlias = Protection  # noqa: Y015
 
 class _Verification:

@@ -35,7 +35,16 @@ from keyvouch.webauthn import AttestationObject
 from keyvouch.webauthn_json import AuthenticationResponse, RegistrationResponse
 from keyvouch_client.evidence.members import Members
 
-__all__ = ["Check", "Circumstances", "Proof", "anchors_in", "claims_in", "read_authentication", "read_registration"]
+__all__ = [
+    "Check",
+    "Circumstances",
+    "Proof",
+    "anchors_in",
+    "claims_in",
+    "read_authentication",
+    "read_registration",
+    "subject_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +202,19 @@ def _anchors(policy: Members) -> Iterable[TrustAnchor]:
 
 
 def _name_of(certificate: x509.Certificate) -> str:
-    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    try:
+        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    except UNREADABLE:
+        names = []
     return str(names[0].value) if names and names[0].value else _print_of(certificate)
+
+
+def subject_of(certificate: x509.Certificate) -> str:
+    """Its subject, or else its fingerprint. A name above the leaf need not be readable for a path to be valid."""
+    try:
+        return certificate.subject.rfc4514_string() or _print_of(certificate)
+    except UNREADABLE:
+        return _print_of(certificate)
 
 
 def _print_of(certificate: x509.Certificate) -> str:
@@ -239,9 +259,7 @@ def _registered(verified: VerifiedRegistration) -> dict[str, object]:
         "signCount": verified.sign_count,
         "userVerified": verified.user_verified,
         "backupEligible": verified.backup_eligible,
-        "certificates": [
-            certificate.subject.rfc4514_string() or _print_of(certificate) for certificate in attestation.path
-        ],
+        "certificates": [subject_of(certificate) for certificate in attestation.path],
     }
     if attestation.facts is not None:
         facts["authenticator"] = asdict(attestation.facts)

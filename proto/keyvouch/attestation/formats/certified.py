@@ -28,9 +28,12 @@ from keyvouch.errors import EvidenceError, MalformedError, Reason, UsageError
 from keyvouch.webauthn import AttestationObject
 
 __all__ = [
+    "AIK_CERTIFICATE",
     "bad_certificate",
     "bad_statement",
+    "certified_model",
     "check_aaguid",
+    "check_attests",
     "check_end_entity",
     "check_members",
     "check_not_authority",
@@ -54,6 +57,18 @@ MAX_CERTIFICATE_BYTES = 32 * 1024
 
 AAGUID = x509.ObjectIdentifier("1.3.6.1.4.1.45724.1.1.4")
 """id-fido-gen-ce-aaguid (section 8.2.1)."""
+
+AIK_CERTIFICATE = x509.ObjectIdentifier("2.23.133.8.3")
+"""tcg-kp-AIKCertificate (section 8.3.1)."""
+
+_CERTIFIED_KEYS = frozenset(
+    {
+        x509.ObjectIdentifier("1.3.6.1.4.1.11129.2.1.17"),  # key description of Android (section 8.4.1)
+        x509.ObjectIdentifier("1.2.840.113635.100.8.2"),  # nonce of Apple (section 8.8)
+        x509.ObjectIdentifier("1.3.6.1.4.1.41482.3.8"),  # policy of a PIV slot
+    }
+)
+"""Extensions of certificates for keys of applications and users."""
 
 
 # Reading. Every function raises `MalformedError` with `ATTESTATION_STATEMENT`.
@@ -115,6 +130,9 @@ def trusted_path(
     anchors.check_model(aaguid=model, key_ids=key_ids)
     candidates = anchors.anchors_for(attested.format, aaguid=model, key_ids=key_ids)
     path = validate_path(certificates, anchors=candidates, instant=instant)
+    named = certified_model(certificates[0])
+    if named is not None:  # a token that is asked as a U2F token does not say its model, but its certificate may
+        anchors.check_model(aaguid=named)
     anchors.check_certificates((*certificates, path.anchor.certificate))
     return path
 
@@ -138,18 +156,23 @@ def extension_value(certificate: x509.Certificate, oid: x509.ObjectIdentifier) -
     return None
 
 
-def check_aaguid(leaf: x509.Certificate, aaguid: bytes) -> None:
-    """Check that id-fido-gen-ce-aaguid, if it is there, names this model (section 8.2.1)."""
+def certified_model(leaf: x509.Certificate) -> bytes | None:
+    """Return the AAGUID in id-fido-gen-ce-aaguid, None without that extension (section 8.2.1)."""
     value = extension_value(leaf, AAGUID)
     if value is None:
-        return
+        return None
     reader = DerReader(value)
     try:
         named = reader.read(OCTET_STRING)
         reader.end()
     except DerError:
         raise bad_certificate("Its AAGUID extension is not an octet string.") from None
-    if named != aaguid:
+    return named
+
+
+def check_aaguid(leaf: x509.Certificate, aaguid: bytes) -> None:
+    """Check that id-fido-gen-ce-aaguid, if it is there, names this model (section 8.2.1)."""
+    if certified_model(leaf) not in (None, aaguid):
         raise bad_certificate("It was issued for another model than the AAGUID of the authenticator names.")
 
 
@@ -172,6 +195,18 @@ def _is_authority(leaf: x509.Certificate) -> bool | None:
         if isinstance(extension.value, x509.BasicConstraints):
             return extension.value.ca
     return None
+
+
+def check_attests(leaf: x509.Certificate) -> None:
+    """Check that its key is one that makes attestations: not a user's, an application's or a TPM's.
+
+    Makers certify such keys under the same roots; what they sign is chosen by whoever may use them.
+    """
+    for extension in leaf.extensions:
+        value = extension.value
+        is_tpm = isinstance(value, x509.ExtendedKeyUsage) and AIK_CERTIFICATE in value
+        if is_tpm or extension.oid in _CERTIFIED_KEYS:
+            raise bad_certificate("It certifies a key that is used for something else than attestation.")
 
 
 def subject_key(leaf: x509.Certificate) -> PublicKey:

@@ -16,6 +16,7 @@ from keyvouch.attestation.evidence import AttestationEvidence
 from keyvouch.attestation.formats.certified import (
     bad_certificate,
     bad_statement,
+    check_attests,
     check_members,
     check_not_authority,
     malformed_statement,
@@ -47,7 +48,8 @@ def verify(
 
      1. the statement has exactly sig and x5c, of the right types, and x5c is one certificate (1, 2)
      2. the certificate is a valid path to an anchor for this format and for the identifier of its key (7)
-     3. its key lies on P-256 (2), and it is not that of an authority
+     3. its key lies on P-256 (2) and makes attestations: it is not that of an authority, and not a certified key of
+        an application, a user or a TPM
      4. the credential public key is one for ES256 (3, 4)
      5. sig verifies with the key of the certificate over 0, RP ID hash, client data hash, credential id and
         credential public key as an uncompressed point (5, 6)
@@ -64,6 +66,7 @@ def verify(
     path = trusted_path(attested, certificates, anchors=anchors, instant=instant, aaguid=_NO_AAGUID)
     leaf = certificates[0]
     check_not_authority(leaf)
+    check_attests(leaf)
     leaf_key = subject_key(leaf)
     if not isinstance(leaf_key, ec.EllipticCurvePublicKey) or not isinstance(leaf_key.curve, ec.SECP256R1):
         raise bad_certificate("Its public key does not lie on P-256.")

@@ -13,12 +13,13 @@ from datetime import datetime
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from keyvouch.assurance import Provenance
+from keyvouch.assurance import Protection, Provenance, Verification
 from keyvouch.attestation.evidence import AttestationEvidence
 from keyvouch.attestation.formats.certified import (
     bad_certificate,
     bad_statement,
     check_aaguid,
+    check_attests,
     check_end_entity,
     check_members,
     read_algorithm,
@@ -52,7 +53,8 @@ def verify(
 
      2. the AAGUID extension of the first certificate, if there is one, names the AAGUID of the authenticator
      3. the certificates are a valid path to an anchor for this format and model
-     4. the first certificate fits section 8.2.1: version 3, a subject with C, O, OU and CN, not an authority
+     4. the first certificate fits section 8.2.1: version 3, a subject with C, O, OU and CN, not an authority;
+        and its key makes attestations, it is not a certified key of an application, a user or a TPM
      5. sig verifies with its key and alg over authenticator data and client data hash
 
     without x5c:
@@ -60,7 +62,8 @@ def verify(
      6. alg is the algorithm of the credential public key
      7. sig verifies with that key over authenticator data and client data hash
 
-    Protection and verification are what the anchor says. Raises `MalformedError` or `EvidenceError` with
+    Protection and verification are what the anchor says, but of a key that can be backed up they are those of software:
+    the authenticator itself says that this key may leave it. Raises `MalformedError` or `EvidenceError` with
     `ATTESTATION_STATEMENT` (1, 5 to 7), `ATTESTATION_CERTIFICATE` (2, 4), `TRUST_CHAIN` or `WEAK_KEY_ROCA` (3).
     """
     statement = attested.statement
@@ -74,12 +77,13 @@ def verify(
     check_aaguid(leaf, attested.attested.aaguid)
     path = trusted_path(attested, certificates, anchors=anchors, instant=instant)
     check_end_entity(leaf)
+    check_attests(leaf)
     _check_subject(leaf.subject)
     verify_by_leaf(subject_key(leaf), algorithm, signature=signature, message=message)
-    anchor = path.anchor
-    return AttestationEvidence(
-        "packed", Provenance.ATTESTED, anchor.name, anchor.protection, anchor.verification, path.certificates
-    )
+    anchor, protection, verification = path.anchor, path.anchor.protection, path.anchor.verification
+    if attested.authenticator_data.backup_eligible:
+        protection, verification = Protection.SOFTWARE, min(verification, Verification.SOFTWARE_GATED)
+    return AttestationEvidence("packed", Provenance.ATTESTED, anchor.name, protection, verification, path.certificates)
 
 
 def _verify_self(attested: AttestationObject, algorithm: int, signature: bytes, message: bytes) -> AttestationEvidence:

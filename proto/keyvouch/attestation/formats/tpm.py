@@ -18,6 +18,7 @@ from cryptography import x509
 from keyvouch.assurance import Protection, Provenance, Verification
 from keyvouch.attestation.evidence import AttestationEvidence, TpmFacts
 from keyvouch.attestation.formats.certified import (
+    AIK_CERTIFICATE,
     bad_certificate,
     bad_statement,
     check_aaguid,
@@ -42,8 +43,6 @@ from keyvouch.webauthn import AttestationObject
 
 __all__ = ["verify"]
 
-_AIK_CERTIFICATE = x509.ObjectIdentifier("2.23.133.8.3")
-"""tcg-kp-AIKCertificate."""
 
 _MANUFACTURER = x509.ObjectIdentifier("2.23.133.2.1")
 _MODEL = x509.ObjectIdentifier("2.23.133.2.2")
@@ -160,7 +159,7 @@ def _read_facts(leaf: x509.Certificate) -> TpmFacts:
         raise bad_certificate("It has a subject.")
     known = {type(extension.value): extension.value for extension in leaf.extensions}
     usage = known.get(x509.ExtendedKeyUsage)
-    if not isinstance(usage, x509.ExtendedKeyUsage) or _AIK_CERTIFICATE not in usage:
+    if not isinstance(usage, x509.ExtendedKeyUsage) or AIK_CERTIFICATE not in usage:
         raise bad_certificate("It is not for an attestation key.")
     names = known.get(x509.SubjectAlternativeName)
     if not isinstance(names, x509.SubjectAlternativeName):
