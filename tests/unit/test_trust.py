@@ -160,3 +160,9 @@ def test_an_anchor_for_models_covers_none_but_these(
     anchor: TrustAnchor, aaguid: bytes, key_id: bytes, covered: bool
 ) -> None:
     assert anchor.covers("packed", aaguid=aaguid, key_ids=[key_id]) is covered
+
+
+def test_whether_any_model_is_distrusted() -> None:
+    assert TrustStore([GENERAL], Distrust({MODEL: "No."})).distrusts_models is True
+    assert TrustStore([GENERAL], Distrust(keys=frozenset({b"key"}))).distrusts_models is False
+    assert TrustStore().distrusts_models is False

@@ -90,6 +90,11 @@ class TrustStore:
         """Whether key identifiers make any difference to what is found or refused."""
         return self._knows_keys
 
+    @property
+    def distrusts_models(self) -> bool:
+        """Whether `check_model` could refuse any."""
+        return bool(self._distrust.models)
+
     def __iter__(self) -> Iterator[TrustAnchor]:
         return iter(self._anchors)
 

@@ -130,9 +130,8 @@ def trusted_path(
     anchors.check_model(aaguid=model, key_ids=key_ids)
     candidates = anchors.anchors_for(attested.format, aaguid=model, key_ids=key_ids)
     path = validate_path(certificates, anchors=candidates, instant=instant)
-    named = certified_model(certificates[0])
-    if named is not None:  # a token that is asked as a U2F token does not say its model, but its certificate may
-        anchors.check_model(aaguid=named)
+    if anchors.distrusts_models:  # a token that is asked as a U2F token says no model, but its certificate may
+        anchors.check_model(aaguid=certified_model(certificates[0]) or model)
     anchors.check_certificates((*certificates, path.anchor.certificate))
     return path
 
