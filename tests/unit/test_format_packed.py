@@ -105,6 +105,13 @@ def test_a_key_that_can_be_backed_up_is_not_kept_in_hardware(
     assert (control.protection, control.verification) == (Protection.SECURE_ELEMENT, said)
 
 
+def test_one_attribute_twice_does_not_stand_for_another() -> None:
+    twice = [attribute for attribute in MODEL if attribute[0] != NameOID.ORGANIZATIONAL_UNIT_NAME]
+    twice.append((NameOID.COMMON_NAME, "Another"))
+    assert len(twice) == len(MODEL)
+    assert verdict(with_subject(*twice)) is Reason.ATTESTATION_CERTIFICATE
+
+
 @pytest.mark.parametrize("kind", list(CERTIFIED_KEYS))
 def test_a_key_that_is_certified_for_its_user_does_not_attest(kind: str) -> None:
     usage = (x509.ExtendedKeyUsage([x509.ObjectIdentifier("2.23.133.8.1")]), False)
