@@ -10,7 +10,14 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from keyvouch.attestation import metadata_payload
-from keyvouch.attestation.metadata import AuthenticatorStatus, Metadata, MetadataEntry, StatusReport, model_name
+from keyvouch.attestation.metadata import (
+    AuthenticatorStatus,
+    Metadata,
+    MetadataEntry,
+    RejectedEntry,
+    StatusReport,
+    model_name,
+)
 from keyvouch.attestation.metadata_payload import parse_payload
 from keyvouch.errors import MalformedError, Reason
 from support.metadata_forge import (
@@ -514,3 +521,8 @@ def test_the_words_of_a_status_are_those_of_the_specification() -> None:
 
 def test_a_report_by_itself_is_limited_to_nothing() -> None:
     assert StatusReport("REVOKED") == StatusReport("REVOKED", None, None, (), None)
+
+
+def test_an_entry_rejected_for_nothing_known_warns_of_nothing() -> None:
+    rejected = RejectedEntry(0, "", "It is no entry.")
+    assert (rejected.models, rejected.statuses) == (frozenset(), frozenset())

@@ -166,3 +166,7 @@ def test_whether_any_model_is_distrusted() -> None:
     assert TrustStore([GENERAL], Distrust({MODEL: "No."})).distrusts_models is True
     assert TrustStore([GENERAL], Distrust(keys=frozenset({b"key"}))).distrusts_models is False
     assert TrustStore().distrusts_models is False
+
+
+def test_nothing_is_distrusted_unless_it_is_said() -> None:
+    assert (Distrust().models, Distrust().keys) == ({}, frozenset())
