@@ -55,7 +55,7 @@ def test_padding_behind_it_is_no_part_of_it():
     data = certificate()
     for padding in (b"", b"\xff" * 500, b"\x00" * 7, b"\x00\xff\x00"):
         assert verify(data + padding).certificate.encoding == data
-    for behind in (b"\x01", b"\xff" * 9 + b"\x30"):
+    for behind in (b"\x01", b"X", b"\xff" * 9 + b"\x30"):
         with pytest.raises(MalformedError) as caught:
             Parse(data + behind)
         assert caught.value.reason is Reason.TPM_EK_CERTIFICATE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from datetime import date
 from typing import Any
@@ -27,6 +28,7 @@ from support.metadata_forge import (
     ROOT,
     der64,
     entry,
+    new_root,
     payload,
     report,
     statement,
@@ -414,6 +416,20 @@ def test_a_certificate_in_another_spelling_of_base64() -> None:
     text = der64(MAKER.certificate)
     for other in (text.rstrip("=") + "===", text[:-4] + "====", text + "AAAA"):
         assert is_rejected(entry(metadataStatement=statement(attestationRootCertificates=[other])))
+
+
+@pytest.mark.parametrize("pad", [1, 2])
+def test_the_bits_of_base64_that_are_not_needed_are_zero(pad: int) -> None:
+    """Else one certificate would have several spellings."""
+    digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    names = (new_root("x" * length).certificate for length in range(1, 60))
+    root = next(item for item in names if der64(item).count("=") == pad)
+    text = der64(root)
+    last = digits.index(text[-pad - 1])
+    other = text[: -pad - 1] + digits[last + 1] + "=" * pad
+    assert base64.b64decode(other) == base64.b64decode(text)
+    assert parsed(entry(metadataStatement=statement(attestationRootCertificates=[text])))
+    assert is_rejected(entry(metadataStatement=statement(attestationRootCertificates=[other])))
 
 
 def test_a_description_is_fit_for_display() -> None:

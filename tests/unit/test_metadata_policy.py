@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime, timedelta, timezone
+import time
+from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -115,6 +116,17 @@ def test_the_day_is_that_of_utc() -> None:
     assert not is_accepted(CERTIFIED, revoked, instant=datetime(2026, 8, 1, 14, tzinfo=east))
     with pytest.raises(UsageError):
         judge_status(model(CERTIFIED), policy=POLICY, instant=datetime(2026, 8, 1))  # noqa: DTZ001
+
+
+def test_the_day_is_not_that_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    revoked = StatusReport("REVOKED", date(2026, 8, 2))
+    with monkeypatch.context() as patch:
+        for zone in ("ABC-14", "ABC+12"):
+            patch.setenv("TZ", zone)
+            time.tzset()
+            assert is_accepted(CERTIFIED, revoked, instant=datetime(2026, 8, 1, 23, 59, tzinfo=UTC))
+            assert not is_accepted(CERTIFIED, revoked, instant=datetime(2026, 8, 2, tzinfo=UTC))
+    time.tzset()
 
 
 def test_nothing_reported_is_not_enough() -> None:

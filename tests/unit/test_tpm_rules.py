@@ -196,6 +196,9 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(EvidenceError) as caught:
         check_signing_key(login_public(LOGIN_ATTRIBUTES & ~FIXED_TPM))
     assert caught.value.metadata == {"missing": "FIXED_TPM", "forbidden": ""}
+    with pytest.raises(EvidenceError) as caught:
+        check_signing_key(login_public(LOGIN_ATTRIBUTES | RESTRICTED))
+    assert caught.value.metadata == {"missing": "", "forbidden": "RESTRICTED"}
 
 
 @pytest.mark.parametrize("bit", [FIXED_TPM, FIXED_PARENT, ORIGIN, ADMIN_WITH_POLICY, RESTRICTED, DECRYPT, SIGN])

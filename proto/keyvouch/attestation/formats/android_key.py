@@ -59,7 +59,8 @@ def verify(
     Checks, in this order (section 8.4, verification procedure, and 8.4.1):
 
      1. the statement has exactly alg, sig and x5c, of the right types
-     2. the certificates are a valid path to an anchor for this format and model
+     2. the certificates are a valid path to an anchor for this format and model; neither the model nor a key
+        in the path is distrusted
      3. the first certificate is not that of an authority, and it alone has a key description: a second one would
         mean that an attested key plays the authority
      4. sig verifies with its key and alg over authenticator data and client data hash
@@ -72,8 +73,8 @@ def verify(
     Origin and purpose count from the hardware-enforced list; of a key in software, from both lists together.
     The protection is that of the weaker of the two security levels. The verification is hardware-gated if hardware
     asks for a password or biometric, at most 60 seconds before each use. Raises `MalformedError` or `EvidenceError`
-    with `ATTESTATION_STATEMENT` (1, 4, 5, 7), `ATTESTATION_CERTIFICATE` (3, 6, 8), `TRUST_CHAIN` or `WEAK_KEY_ROCA`
-    (2).
+    with `ATTESTATION_STATEMENT` (1, 4, 5, 7), `ATTESTATION_CERTIFICATE` (3, 6, 8), `TRUST_CHAIN`, `WEAK_KEY_ROCA` or
+    `AUTHENTICATOR_STATUS` (2).
     """
     statement = attested.statement
     check_members(statement, ("alg", "sig", "x5c"))

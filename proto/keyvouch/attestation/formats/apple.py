@@ -47,13 +47,14 @@ def verify(
 
      1. the statement has exactly x5c, of the right type; devices of the first releases send alg too, which then is
         the algorithm of the credential public key (1)
-     2. the certificates are a valid path to an anchor for this format and model (6.5.4)
+     2. the certificates are a valid path to an anchor for this format and model (6.5.4); neither the model nor a key in
+        the path is distrusted
      3. the first certificate is not that of an authority and has Apple's nonce extension (4)
      4. the nonce in it is the SHA-256 of authenticator data and client data hash (2 to 4)
      5. its public key is the credential public key (5)
 
-    Raises `MalformedError` or `EvidenceError` with `ATTESTATION_STATEMENT` (1, 4, 5), `ATTESTATION_CERTIFICATE` (3)
-    or `TRUST_CHAIN` (2).
+    Raises `MalformedError` or `EvidenceError` with `ATTESTATION_STATEMENT` (1, 4, 5), `ATTESTATION_CERTIFICATE`
+    (3), `TRUST_CHAIN`, `WEAK_KEY_ROCA` or `AUTHENTICATOR_STATUS` (2).
     """
     statement, credential = attested.statement, attested.attested.public_key
     check_members(statement, ("x5c",), ("alg", "x5c"))

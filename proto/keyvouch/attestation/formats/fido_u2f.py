@@ -47,7 +47,8 @@ def verify(
     Checks, in this order (section 8.6, verification procedure):
 
      1. the statement has exactly sig and x5c, of the right types, and x5c is one certificate (1, 2)
-     2. the certificate is a valid path to an anchor for this format and for the identifier of its key (7)
+     2. the certificate is a valid path to an anchor for this format and for the identifier of its key (7); neither
+        its key nor the model it names, if it does, is distrusted
      3. its key lies on P-256 (2) and makes attestations: it is not that of an authority, and not a certified key of
         an application, a user or a TPM
      4. the credential public key is one for ES256 (3, 4)
@@ -55,8 +56,8 @@ def verify(
         credential public key as an uncompressed point (5, 6)
 
     The AAGUID is not signed and not looked at. Protection is what the anchor says, verification none. Raises
-    `MalformedError` or `EvidenceError` with `ATTESTATION_STATEMENT` (1, 4, 5), `ATTESTATION_CERTIFICATE` (3) or
-    `TRUST_CHAIN` (2).
+    `MalformedError` or `EvidenceError` with `ATTESTATION_STATEMENT` (1, 4, 5), `ATTESTATION_CERTIFICATE` (3),
+    `TRUST_CHAIN`, `WEAK_KEY_ROCA` or `AUTHENTICATOR_STATUS` (2).
     """
     statement = attested.statement
     check_members(statement, ("sig", "x5c"))

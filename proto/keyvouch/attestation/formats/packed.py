@@ -52,7 +52,8 @@ def verify(
     with x5c:
 
      2. the AAGUID extension of the first certificate, if there is one, names the AAGUID of the authenticator
-     3. the certificates are a valid path to an anchor for this format and model
+     3. the certificates are a valid path to an anchor for this format and model; neither the model nor a key
+        in the path is distrusted
      4. the first certificate fits section 8.2.1: version 3, a subject with C, O, OU and CN, not an authority;
         and its key makes attestations, it is not a certified key of an application, a user or a TPM
      5. sig verifies with its key and alg over authenticator data and client data hash
@@ -64,7 +65,8 @@ def verify(
 
     Protection and verification are what the anchor says, but of a key that can be backed up they are those of software:
     the authenticator itself says that this key may leave it. Raises `MalformedError` or `EvidenceError` with
-    `ATTESTATION_STATEMENT` (1, 5 to 7), `ATTESTATION_CERTIFICATE` (2, 4), `TRUST_CHAIN` or `WEAK_KEY_ROCA` (3).
+    `ATTESTATION_STATEMENT` (1, 5 to 7), `ATTESTATION_CERTIFICATE` (2, 4), `TRUST_CHAIN`, `WEAK_KEY_ROCA` or
+    `AUTHENTICATOR_STATUS` (3).
     """
     statement = attested.statement
     check_members(statement, ("alg", "sig"), ("alg", "sig", "x5c"))

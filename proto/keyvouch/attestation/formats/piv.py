@@ -72,14 +72,15 @@ def verify(
      1. the statement has exactly alg, sig and x5c, of the right types
      2. alg is that of the credential public key
      3. sig verifies with that key over authenticator data and client data hash
-     4. the certificates are a valid path to an anchor for this format. The AAGUID plays no part: no card states one
+     4. the certificates are a valid path to an anchor for this format, and no key in the path is distrusted. The
+        AAGUID plays no part: no card states one
      5. the first certificate is one of the credential public key
      6. it is not that of an authority, and its subject names a slot that holds keys of users
      7. it states the firmware and the PIN and touch policies, and where it states serial number and form factor, in
         their right forms
 
-    Raises `MalformedError` or `EvidenceError` with `ATTESTATION_STATEMENT` (1 to 3, 5), `TRUST_CHAIN` or
-    `WEAK_KEY_ROCA` (4), `ATTESTATION_CERTIFICATE` (6, 7).
+    Raises `MalformedError` or `EvidenceError` with `ATTESTATION_STATEMENT` (1 to 3, 5), `TRUST_CHAIN`,
+    `WEAK_KEY_ROCA` or `AUTHENTICATOR_STATUS` (4), `ATTESTATION_CERTIFICATE` (6, 7).
     """
     statement, credential = attested.statement, attested.attested.public_key
     check_members(statement, ("alg", "sig", "x5c"))

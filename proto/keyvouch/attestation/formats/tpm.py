@@ -75,15 +75,16 @@ def verify(
      3. certInfo is a well-formed attestation of the type certify, made inside a TPM; it holds the hash, by that of
         alg, of authenticator data and client data hash, and certifies the name of pubArea
      4. the key was made inside the TPM, is fixed there and signs (`tpm_keys.check_credential_key`)
-     5. the certificates are a valid path to an anchor for this format and model
+     5. the certificates are a valid path to an anchor for this format and model; neither the model nor a key
+        in the path is distrusted
      6. the first certificate fits section 8.3.1: version 3, no subject, a subject alternative name with maker, model
         and version of the TPM and a registered maker, the extended key usage of attestation keys, not an authority;
         its AAGUID extension, if there is one, names the AAGUID of the authenticator
      7. sig verifies with its key and alg over certInfo
 
     Raises `MalformedError` or `EvidenceError` with `ATTESTATION_STATEMENT` (1, 7), `TPM` and the finer reason as
-    `check` in its metadata (2, 3), `TPM_KEY_ATTRIBUTES` (4), `TRUST_CHAIN` or `WEAK_KEY_ROCA` (5),
-    `ATTESTATION_CERTIFICATE` (6).
+    `check` in its metadata (2, 3), `TPM_KEY_ATTRIBUTES` (4), `TRUST_CHAIN`, `WEAK_KEY_ROCA` or
+    `AUTHENTICATOR_STATUS` (5), `ATTESTATION_CERTIFICATE` (6).
     """
     statement = attested.statement
     check_members(statement, ("ver", "alg", "x5c", "sig", "certInfo", "pubArea"))
