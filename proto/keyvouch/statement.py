@@ -34,6 +34,7 @@ __all__ = [
     "RegistrationStatement",
     "SignInOffer",
     "challenge",
+    "health_statement",
     "proof_statement",
     "redeem_statement",
     "signed_message",
@@ -47,7 +48,11 @@ MAX_TEXT: Final = 256
 
 
 class Purpose(StrEnum):
-    """What a signature is for. A signature for one purpose is worthless for every other."""
+    """What a signature is for. A signature for one purpose is worthless for every other.
+
+    Of the last three the challenge is the qualifying data of what a TPM attests (`pin-index` and `channel-key` over the
+    registration statement, `health` over `health_statement`).
+    """
 
     REGISTRATION = "registration"
     SIGN_IN = "sign-in"
@@ -55,6 +60,9 @@ class Purpose(StrEnum):
     REDEEM = "redeem"
     REFRESH = "refresh"
     SIGN_IN_SESSION = "sign-in-session"
+    PIN_INDEX = "pin-index"
+    CHANNEL_KEY = "channel-key"
+    HEALTH = "health"
 
 
 _DOMAIN: Final[Mapping[Purpose, bytes]] = {p: f"keyvouch/{p.value}/v1".encode() + b"\x00" for p in Purpose}
@@ -319,6 +327,11 @@ def _compare(pairs: tuple[tuple[object, object, Reason, str], ...]) -> None:
 def redeem_statement(server_id: ServerId, sign_in_id: SignInId, sign_in_token: str) -> bytes:
     """What a client's proof key signs to redeem an approval (purpose `redeem`)."""
     return cbor.encode({1: server_id, 2: sign_in_id, 3: hashlib.sha256(sign_in_token.encode()).digest()})
+
+
+def health_statement(server_id: ServerId, device_id: DeviceId, nonce: bytes) -> bytes:
+    """What a device's TPM attests its health for (purpose `health`): this server, this device, a nonce of 32 bytes."""
+    return cbor.encode({1: server_id, 2: device_id, 3: nonce})
 
 
 def proof_statement(server_id: ServerId, secret: bytes) -> bytes:

@@ -33,7 +33,8 @@ class TrustAnchor:
     4.2.1.2 method 1) are the only models it vouches for; with neither it vouches for all of its maker's.
 
     `protection` is where a key lives, `verification` what a set UV flag is worth, for authenticators under this
-    anchor. A format that proves either by itself does not ask the anchor.
+    anchor. A format that proves either by itself does not ask the anchor. `manufacturers` are makers of TPMs,
+    `id:XXXXXXXX`, that nobody registered and that it may vouch for all the same: emulators on a bench.
     """
 
     name: str
@@ -43,6 +44,7 @@ class TrustAnchor:
     key_ids: frozenset[bytes] = frozenset()
     protection: Protection = Protection.SOFTWARE
     verification: Verification = Verification.SOFTWARE_GATED
+    manufacturers: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.name:

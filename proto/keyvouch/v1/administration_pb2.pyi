@@ -190,6 +190,7 @@ class Policy(_message.Message):
     ACCESS_PASS_FIELD_NUMBER: _builtins.int
     REGISTRATION_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     @_builtins.property
     def approval(self) -> Global___ApprovalPolicy: ...
@@ -199,6 +200,8 @@ class Policy(_message.Message):
     def registration(self) -> Global___RegistrationPolicy: ...
     @_builtins.property
     def session(self) -> Global___SessionPolicy: ...
+    @_builtins.property
+    def health(self) -> Global___HealthPolicy: ...
     def __init__(
         self,
         *,
@@ -207,10 +210,11 @@ class Policy(_message.Message):
         access_pass: Global___AccessPassPolicy | None = ...,
         registration: Global___RegistrationPolicy | None = ...,
         session: Global___SessionPolicy | None = ...,
+        health: Global___HealthPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["access_pass", b"access_pass", "approval", b"approval", "registration", b"registration", "session", b"session"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access_pass", b"access_pass", "approval", b"approval", "health", b"health", "registration", b"registration", "session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_pass", b"access_pass", "approval", b"approval", "registration", b"registration", "session", b"session", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_pass", b"access_pass", "approval", b"approval", "health", b"health", "registration", b"registration", "session", b"session", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -300,8 +304,14 @@ class RegistrationPolicy(_message.Message):
 
     REQUIRED_ASSURANCE_FIELD_NUMBER: _builtins.int
     DEVICES_PER_USER_FIELD_NUMBER: _builtins.int
+    ACCOUNTS_PER_DEVICE_FIELD_NUMBER: _builtins.int
+    PIN_TRIES_FIELD_NUMBER: _builtins.int
     devices_per_user: _builtins.int
     """Devices per user, 1..100, default 10."""
+    accounts_per_device: _builtins.int
+    """Accounts that one TPM may hold keys for, 1..20, default 1."""
+    pin_tries: _builtins.int
+    """Wrong PINs in a row that block the key of an account in a TPM, 2..10, default 3."""
     @_builtins.property
     def required_assurance(self) -> _common_pb2.AssuranceRequirement: ...
     def __init__(
@@ -309,14 +319,48 @@ class RegistrationPolicy(_message.Message):
         *,
         required_assurance: _common_pb2.AssuranceRequirement | None = ...,
         devices_per_user: _builtins.int = ...,
+        accounts_per_device: _builtins.int = ...,
+        pin_tries: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["required_assurance", b"required_assurance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices_per_user", b"devices_per_user", "required_assurance", b"required_assurance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts_per_device", b"accounts_per_device", "devices_per_user", b"devices_per_user", "pin_tries", b"pin_tries", "required_assurance", b"required_assurance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RegistrationPolicy: _TypeAlias = RegistrationPolicy  # noqa: Y015
+
+@_typing.final
+class HealthPolicy(_message.Message):
+    """What devices with a TPM report when they connect."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUIRED_FIELD_NUMBER: _builtins.int
+    MAX_AGE_MINUTES_FIELD_NUMBER: _builtins.int
+    PCRS_FIELD_NUMBER: _builtins.int
+    required: _builtins.bool
+    """A device with a TPM approves only while its last report is good and not too old. Default false."""
+    max_age_minutes: _builtins.int
+    """Minutes, 5..43200, default 1440."""
+    @_builtins.property
+    def pcrs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """PCRs of the SHA-256 bank that are quoted: 0 to 15 and 17 to 22, at least one, default 0, 2, 4 and 7."""
+
+    def __init__(
+        self,
+        *,
+        required: _builtins.bool = ...,
+        max_age_minutes: _builtins.int = ...,
+        pcrs: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_age_minutes", b"max_age_minutes", "pcrs", b"pcrs", "required", b"required"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HealthPolicy: _TypeAlias = HealthPolicy  # noqa: Y015
 
 @_typing.final
 class SessionPolicy(_message.Message):

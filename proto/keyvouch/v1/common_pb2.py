@@ -24,29 +24,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18keyvouch/v1/common.proto\x12\x0bkeyvouch.v1\"\xa6\x01\n\tAssurance\x12+\n\nprotection\x18\x01 \x01(\x0e\x32\x17.keyvouch.v1.Protection\x12/\n\x0cverification\x18\x02 \x01(\x0e\x32\x19.keyvouch.v1.Verification\x12+\n\nprovenance\x18\x03 \x01(\x0e\x32\x17.keyvouch.v1.Provenance\x12\x0e\n\x06\x61nchor\x18\x04 \x01(\t\"\xba\x01\n\x14\x41ssuranceRequirement\x12\x33\n\nprotection\x18\x01 \x01(\x0e\x32\x1f.keyvouch.v1.RequiredProtection\x12/\n\x0cverification\x18\x02 \x01(\x0e\x32\x19.keyvouch.v1.Verification\x12+\n\nprovenance\x18\x03 \x01(\x0e\x32\x17.keyvouch.v1.Provenance\x12\x0f\n\x07\x61nchors\x18\x04 \x03(\t\"\x87\x01\n\rSessionTokens\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x02 \x01(\t\x12\x19\n\x11\x61\x63\x63\x65ss_expires_at\x18\x03 \x01(\x03\x12\x15\n\rrefresh_token\x18\x04 \x01(\t\x12\x1a\n\x12session_expires_at\x18\x05 \x01(\x03\"\x89\x02\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x10\n\x08username\x18\x04 \x01(\t\x12\x11\n\tdevice_id\x18\x05 \x01(\t\x12\x10\n\x08\x61pp_name\x18\x06 \x01(\t\x12\x0b\n\x03\x61mr\x18\x07 \x03(\t\x12\x0b\n\x03\x61\x63r\x18\x08 \x01(\t\x12\x11\n\tauth_time\x18\t \x01(\x03\x12\x12\n\ncreated_at\x18\n \x01(\x03\x12\x12\n\nexpires_at\x18\x0b \x01(\x03\x12\x0f\n\x07revoked\x18\x0c \x01(\x08\x12)\n\tassurance\x18\r \x01(\x0b\x32\x16.keyvouch.v1.Assurance\"\x84\x02\n\x06\x44\x65vice\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\x12+\n\x08provider\x18\x05 \x01(\x0e\x32\x19.keyvouch.v1.ProviderKind\x12)\n\tassurance\x18\x06 \x01(\x0b\x32\x16.keyvouch.v1.Assurance\x12\x15\n\rcredential_id\x18\x07 \x01(\x0c\x12\x15\n\rregistered_at\x18\x08 \x01(\x03\x12\x14\n\x0clast_used_at\x18\t \x01(\x03\x12\x11\n\tconnected\x18\n \x01(\x08\"*\n\x0bPageRequest\x12\x0c\n\x04size\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\t*\xbb\x01\n\nProtection\x12\x1a\n\x16PROTECTION_UNSPECIFIED\x10\x00\x12\x17\n\x13PROTECTION_SOFTWARE\x10\x01\x12\x12\n\x0ePROTECTION_TPM\x10\x02\x12\x1d\n\x19PROTECTION_SECURE_ELEMENT\x10\x03\x12\x18\n\x14PROTECTION_SMARTCARD\x10\x04\x12\x12\n\x0ePROTECTION_TEE\x10\x05\x12\x17\n\x13PROTECTION_HARDWARE\x10\x06*\x85\x01\n\x0cVerification\x12\x1c\n\x18VERIFICATION_UNSPECIFIED\x10\x00\x12\x15\n\x11VERIFICATION_NONE\x10\x01\x12\x1f\n\x1bVERIFICATION_SOFTWARE_GATED\x10\x02\x12\x1f\n\x1bVERIFICATION_HARDWARE_GATED\x10\x03*q\n\nProvenance\x12\x1a\n\x16PROVENANCE_UNSPECIFIED\x10\x00\x12\x19\n\x15PROVENANCE_UNATTESTED\x10\x01\x12\x13\n\x0fPROVENANCE_SELF\x10\x02\x12\x17\n\x13PROVENANCE_ATTESTED\x10\x03*x\n\x12RequiredProtection\x12#\n\x1fREQUIRED_PROTECTION_UNSPECIFIED\x10\x00\x12\x1b\n\x17REQUIRED_PROTECTION_ANY\x10\x01\x12 \n\x1cREQUIRED_PROTECTION_HARDWARE\x10\x02*b\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44\x45\x43ISION_APPROVE\x10\x01\x12\x11\n\rDECISION_DENY\x10\x02\x12\x13\n\x0f\x44\x45\x43ISION_REPORT\x10\x03*\xa5\x02\n\x0bSignInState\x12\x1d\n\x19SIGN_IN_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15SIGN_IN_STATE_PENDING\x10\x01\x12\x1a\n\x16SIGN_IN_STATE_APPROVED\x10\x02\x12\x18\n\x14SIGN_IN_STATE_DENIED\x10\x03\x12\x1a\n\x16SIGN_IN_STATE_REPORTED\x10\x04\x12\x18\n\x14SIGN_IN_STATE_FAILED\x10\x05\x12\x19\n\x15SIGN_IN_STATE_EXPIRED\x10\x06\x12\x1c\n\x18SIGN_IN_STATE_SUPERSEDED\x10\x07\x12\x1b\n\x17SIGN_IN_STATE_CANCELLED\x10\x08\x12\x1a\n\x16SIGN_IN_STATE_CONSUMED\x10\t*k\n\x0cSignInMethod\x12\x1e\n\x1aSIGN_IN_METHOD_UNSPECIFIED\x10\x00\x12\x1b\n\x17SIGN_IN_METHOD_APPROVAL\x10\x01\x12\x1e\n\x1aSIGN_IN_METHOD_ACCESS_PASS\x10\x02*\x96\x01\n\x0cProviderKind\x12\x1d\n\x19PROVIDER_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16PROVIDER_KIND_SOFTWARE\x10\x01\x12\x15\n\x11PROVIDER_KIND_TPM\x10\x02\x12\x17\n\x13PROVIDER_KIND_FIDO2\x10\x03\x12\x1b\n\x17PROVIDER_KIND_SMARTCARD\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18keyvouch/v1/common.proto\x12\x0bkeyvouch.v1\"\xa6\x01\n\tAssurance\x12+\n\nprotection\x18\x01 \x01(\x0e\x32\x17.keyvouch.v1.Protection\x12/\n\x0cverification\x18\x02 \x01(\x0e\x32\x19.keyvouch.v1.Verification\x12+\n\nprovenance\x18\x03 \x01(\x0e\x32\x17.keyvouch.v1.Provenance\x12\x0e\n\x06\x61nchor\x18\x04 \x01(\t\"\xba\x01\n\x14\x41ssuranceRequirement\x12\x33\n\nprotection\x18\x01 \x01(\x0e\x32\x1f.keyvouch.v1.RequiredProtection\x12/\n\x0cverification\x18\x02 \x01(\x0e\x32\x19.keyvouch.v1.Verification\x12+\n\nprovenance\x18\x03 \x01(\x0e\x32\x17.keyvouch.v1.Provenance\x12\x0f\n\x07\x61nchors\x18\x04 \x03(\t\"\x87\x01\n\rSessionTokens\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x02 \x01(\t\x12\x19\n\x11\x61\x63\x63\x65ss_expires_at\x18\x03 \x01(\x03\x12\x15\n\rrefresh_token\x18\x04 \x01(\t\x12\x1a\n\x12session_expires_at\x18\x05 \x01(\x03\"\x89\x02\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x10\n\x08username\x18\x04 \x01(\t\x12\x11\n\tdevice_id\x18\x05 \x01(\t\x12\x10\n\x08\x61pp_name\x18\x06 \x01(\t\x12\x0b\n\x03\x61mr\x18\x07 \x03(\t\x12\x0b\n\x03\x61\x63r\x18\x08 \x01(\t\x12\x11\n\tauth_time\x18\t \x01(\x03\x12\x12\n\ncreated_at\x18\n \x01(\x03\x12\x12\n\nexpires_at\x18\x0b \x01(\x03\x12\x0f\n\x07revoked\x18\x0c \x01(\x08\x12)\n\tassurance\x18\r \x01(\x0b\x32\x16.keyvouch.v1.Assurance\"\xb7\x02\n\tTpmDevice\x12\x1a\n\x12\x65ndorsement_anchor\x18\x01 \x01(\t\x12\x14\n\x0cmanufacturer\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08\x66irmware\x18\x04 \x01(\t\x12\x1c\n\x14\x65ndorsement_key_hash\x18\x05 \x01(\x0c\x12\x11\n\tpin_limit\x18\x06 \x01(\r\x12\x1a\n\x12\x63hannel_key_in_tpm\x18\x07 \x01(\x08\x12(\n\x06health\x18\x08 \x01(\x0e\x32\x18.keyvouch.v1.HealthState\x12\x13\n\x0breported_at\x18\t \x01(\x03\x12\x10\n\x08\x66indings\x18\n \x03(\t\x12\r\n\x05\x63lock\x18\x0b \x01(\x04\x12\x13\n\x0breset_count\x18\x0c \x01(\r\x12\x15\n\rrestart_count\x18\r \x01(\r\"\xa9\x02\n\x06\x44\x65vice\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\x12+\n\x08provider\x18\x05 \x01(\x0e\x32\x19.keyvouch.v1.ProviderKind\x12)\n\tassurance\x18\x06 \x01(\x0b\x32\x16.keyvouch.v1.Assurance\x12\x15\n\rcredential_id\x18\x07 \x01(\x0c\x12\x15\n\rregistered_at\x18\x08 \x01(\x03\x12\x14\n\x0clast_used_at\x18\t \x01(\x03\x12\x11\n\tconnected\x18\n \x01(\x08\x12#\n\x03tpm\x18\x0b \x01(\x0b\x32\x16.keyvouch.v1.TpmDevice\"*\n\x0bPageRequest\x12\x0c\n\x04size\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\t*\xbb\x01\n\nProtection\x12\x1a\n\x16PROTECTION_UNSPECIFIED\x10\x00\x12\x17\n\x13PROTECTION_SOFTWARE\x10\x01\x12\x12\n\x0ePROTECTION_TPM\x10\x02\x12\x1d\n\x19PROTECTION_SECURE_ELEMENT\x10\x03\x12\x18\n\x14PROTECTION_SMARTCARD\x10\x04\x12\x12\n\x0ePROTECTION_TEE\x10\x05\x12\x17\n\x13PROTECTION_HARDWARE\x10\x06*\x85\x01\n\x0cVerification\x12\x1c\n\x18VERIFICATION_UNSPECIFIED\x10\x00\x12\x15\n\x11VERIFICATION_NONE\x10\x01\x12\x1f\n\x1bVERIFICATION_SOFTWARE_GATED\x10\x02\x12\x1f\n\x1bVERIFICATION_HARDWARE_GATED\x10\x03*q\n\nProvenance\x12\x1a\n\x16PROVENANCE_UNSPECIFIED\x10\x00\x12\x19\n\x15PROVENANCE_UNATTESTED\x10\x01\x12\x13\n\x0fPROVENANCE_SELF\x10\x02\x12\x17\n\x13PROVENANCE_ATTESTED\x10\x03*x\n\x12RequiredProtection\x12#\n\x1fREQUIRED_PROTECTION_UNSPECIFIED\x10\x00\x12\x1b\n\x17REQUIRED_PROTECTION_ANY\x10\x01\x12 \n\x1cREQUIRED_PROTECTION_HARDWARE\x10\x02*b\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44\x45\x43ISION_APPROVE\x10\x01\x12\x11\n\rDECISION_DENY\x10\x02\x12\x13\n\x0f\x44\x45\x43ISION_REPORT\x10\x03*\xa5\x02\n\x0bSignInState\x12\x1d\n\x19SIGN_IN_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15SIGN_IN_STATE_PENDING\x10\x01\x12\x1a\n\x16SIGN_IN_STATE_APPROVED\x10\x02\x12\x18\n\x14SIGN_IN_STATE_DENIED\x10\x03\x12\x1a\n\x16SIGN_IN_STATE_REPORTED\x10\x04\x12\x18\n\x14SIGN_IN_STATE_FAILED\x10\x05\x12\x19\n\x15SIGN_IN_STATE_EXPIRED\x10\x06\x12\x1c\n\x18SIGN_IN_STATE_SUPERSEDED\x10\x07\x12\x1b\n\x17SIGN_IN_STATE_CANCELLED\x10\x08\x12\x1a\n\x16SIGN_IN_STATE_CONSUMED\x10\t*k\n\x0cSignInMethod\x12\x1e\n\x1aSIGN_IN_METHOD_UNSPECIFIED\x10\x00\x12\x1b\n\x17SIGN_IN_METHOD_APPROVAL\x10\x01\x12\x1e\n\x1aSIGN_IN_METHOD_ACCESS_PASS\x10\x02*\x96\x01\n\x0cProviderKind\x12\x1d\n\x19PROVIDER_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16PROVIDER_KIND_SOFTWARE\x10\x01\x12\x15\n\x11PROVIDER_KIND_TPM\x10\x02\x12\x17\n\x13PROVIDER_KIND_FIDO2\x10\x03\x12\x1b\n\x17PROVIDER_KIND_SMARTCARD\x10\x04*u\n\x0bHealthState\x12\x1c\n\x18HEALTH_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11HEALTH_STATE_GOOD\x10\x01\x12\x18\n\x14HEALTH_STATE_DRIFTED\x10\x02\x12\x17\n\x13HEALTH_STATE_FAILED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'keyvouch.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PROTECTION']._serialized_start=1113
-  _globals['_PROTECTION']._serialized_end=1300
-  _globals['_VERIFICATION']._serialized_start=1303
-  _globals['_VERIFICATION']._serialized_end=1436
-  _globals['_PROVENANCE']._serialized_start=1438
-  _globals['_PROVENANCE']._serialized_end=1551
-  _globals['_REQUIREDPROTECTION']._serialized_start=1553
-  _globals['_REQUIREDPROTECTION']._serialized_end=1673
-  _globals['_DECISION']._serialized_start=1675
-  _globals['_DECISION']._serialized_end=1773
-  _globals['_SIGNINSTATE']._serialized_start=1776
-  _globals['_SIGNINSTATE']._serialized_end=2069
-  _globals['_SIGNINMETHOD']._serialized_start=2071
-  _globals['_SIGNINMETHOD']._serialized_end=2178
-  _globals['_PROVIDERKIND']._serialized_start=2181
-  _globals['_PROVIDERKIND']._serialized_end=2331
+  _globals['_PROTECTION']._serialized_start=1464
+  _globals['_PROTECTION']._serialized_end=1651
+  _globals['_VERIFICATION']._serialized_start=1654
+  _globals['_VERIFICATION']._serialized_end=1787
+  _globals['_PROVENANCE']._serialized_start=1789
+  _globals['_PROVENANCE']._serialized_end=1902
+  _globals['_REQUIREDPROTECTION']._serialized_start=1904
+  _globals['_REQUIREDPROTECTION']._serialized_end=2024
+  _globals['_DECISION']._serialized_start=2026
+  _globals['_DECISION']._serialized_end=2124
+  _globals['_SIGNINSTATE']._serialized_start=2127
+  _globals['_SIGNINSTATE']._serialized_end=2420
+  _globals['_SIGNINMETHOD']._serialized_start=2422
+  _globals['_SIGNINMETHOD']._serialized_end=2529
+  _globals['_PROVIDERKIND']._serialized_start=2532
+  _globals['_PROVIDERKIND']._serialized_end=2682
+  _globals['_HEALTHSTATE']._serialized_start=2684
+  _globals['_HEALTHSTATE']._serialized_end=2801
   _globals['_ASSURANCE']._serialized_start=42
   _globals['_ASSURANCE']._serialized_end=208
   _globals['_ASSURANCEREQUIREMENT']._serialized_start=211
@@ -55,8 +57,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SESSIONTOKENS']._serialized_end=535
   _globals['_SESSION']._serialized_start=538
   _globals['_SESSION']._serialized_end=803
-  _globals['_DEVICE']._serialized_start=806
-  _globals['_DEVICE']._serialized_end=1066
-  _globals['_PAGEREQUEST']._serialized_start=1068
-  _globals['_PAGEREQUEST']._serialized_end=1110
+  _globals['_TPMDEVICE']._serialized_start=806
+  _globals['_TPMDEVICE']._serialized_end=1117
+  _globals['_DEVICE']._serialized_start=1120
+  _globals['_DEVICE']._serialized_end=1417
+  _globals['_PAGEREQUEST']._serialized_start=1419
+  _globals['_PAGEREQUEST']._serialized_end=1461
 # @@protoc_insertion_point(module_scope)

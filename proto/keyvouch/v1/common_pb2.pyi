@@ -220,6 +220,32 @@ PROVIDER_KIND_FIDO2: ProviderKind.ValueType  # 3
 PROVIDER_KIND_SMARTCARD: ProviderKind.ValueType  # 4
 Global___ProviderKind: _TypeAlias = ProviderKind  # noqa: Y015
 
+class _HealthState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HealthStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HealthState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HEALTH_STATE_UNSPECIFIED: _HealthState.ValueType  # 0
+    """Nothing was reported yet, or the device has no TPM."""
+    HEALTH_STATE_GOOD: _HealthState.ValueType  # 1
+    HEALTH_STATE_DRIFTED: _HealthState.ValueType  # 2
+    """Something changed that an administrator should know; see the findings."""
+    HEALTH_STATE_FAILED: _HealthState.ValueType  # 3
+    """What the device reported is false or disqualifies its key: the key counts as one in software."""
+
+class HealthState(_HealthState, metaclass=_HealthStateEnumTypeWrapper):
+    """How a device's TPM fares, by its last report."""
+
+HEALTH_STATE_UNSPECIFIED: HealthState.ValueType  # 0
+"""Nothing was reported yet, or the device has no TPM."""
+HEALTH_STATE_GOOD: HealthState.ValueType  # 1
+HEALTH_STATE_DRIFTED: HealthState.ValueType  # 2
+"""Something changed that an administrator should know; see the findings."""
+HEALTH_STATE_FAILED: HealthState.ValueType  # 3
+"""What the device reported is false or disqualifies its key: the key counts as one in software."""
+Global___HealthState: _TypeAlias = HealthState  # noqa: Y015
+
 @_typing.final
 class Assurance(_message.Message):
     """Derived by the server from verified evidence alone, never from what a device says of itself."""
@@ -381,6 +407,72 @@ class Session(_message.Message):
 Global___Session: _TypeAlias = Session  # noqa: Y015
 
 @_typing.final
+class TpmDevice(_message.Message):
+    """A device's TPM: what registration proved, and what it reported last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDORSEMENT_ANCHOR_FIELD_NUMBER: _builtins.int
+    MANUFACTURER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    FIRMWARE_FIELD_NUMBER: _builtins.int
+    ENDORSEMENT_KEY_HASH_FIELD_NUMBER: _builtins.int
+    PIN_LIMIT_FIELD_NUMBER: _builtins.int
+    CHANNEL_KEY_IN_TPM_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
+    REPORTED_AT_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    CLOCK_FIELD_NUMBER: _builtins.int
+    RESET_COUNT_FIELD_NUMBER: _builtins.int
+    RESTART_COUNT_FIELD_NUMBER: _builtins.int
+    endorsement_anchor: _builtins.str
+    """Who vouches for the endorsement key; empty where nobody does."""
+    manufacturer: _builtins.str
+    """By the endorsement key certificate."""
+    model: _builtins.str
+    firmware: _builtins.str
+    """As its maker writes it."""
+    endorsement_key_hash: _builtins.bytes
+    """SHA-256 of the endorsement key's SubjectPublicKeyInfo: the identity of the TPM."""
+    pin_limit: _builtins.int
+    channel_key_in_tpm: _builtins.bool
+    """The key of the device channel is in the TPM."""
+    health: Global___HealthState.ValueType
+    reported_at: _builtins.int
+    clock: _builtins.int
+    """Milliseconds of operation, resets and restarts, as last reported."""
+    reset_count: _builtins.int
+    restart_count: _builtins.int
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """One sentence each, for people; the codes in front of the colon are stable."""
+
+    def __init__(
+        self,
+        *,
+        endorsement_anchor: _builtins.str = ...,
+        manufacturer: _builtins.str = ...,
+        model: _builtins.str = ...,
+        firmware: _builtins.str = ...,
+        endorsement_key_hash: _builtins.bytes = ...,
+        pin_limit: _builtins.int = ...,
+        channel_key_in_tpm: _builtins.bool = ...,
+        health: Global___HealthState.ValueType = ...,
+        reported_at: _builtins.int = ...,
+        findings: _abc.Iterable[_builtins.str] | None = ...,
+        clock: _builtins.int = ...,
+        reset_count: _builtins.int = ...,
+        restart_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_key_in_tpm", b"channel_key_in_tpm", "clock", b"clock", "endorsement_anchor", b"endorsement_anchor", "endorsement_key_hash", b"endorsement_key_hash", "findings", b"findings", "firmware", b"firmware", "health", b"health", "manufacturer", b"manufacturer", "model", b"model", "pin_limit", b"pin_limit", "reported_at", b"reported_at", "reset_count", b"reset_count", "restart_count", b"restart_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TpmDevice: _TypeAlias = TpmDevice  # noqa: Y015
+
+@_typing.final
 class Device(_message.Message):
     """A device registered to one user in one tenant, with its credential."""
 
@@ -396,6 +488,7 @@ class Device(_message.Message):
     REGISTERED_AT_FIELD_NUMBER: _builtins.int
     LAST_USED_AT_FIELD_NUMBER: _builtins.int
     CONNECTED_FIELD_NUMBER: _builtins.int
+    TPM_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     tenant_id: _builtins.str
     user_id: _builtins.str
@@ -409,6 +502,10 @@ class Device(_message.Message):
     """A prompt stream of this device is open now."""
     @_builtins.property
     def assurance(self) -> Global___Assurance: ...
+    @_builtins.property
+    def tpm(self) -> Global___TpmDevice:
+        """Of a device with a TPM."""
+
     def __init__(
         self,
         *,
@@ -422,10 +519,11 @@ class Device(_message.Message):
         registered_at: _builtins.int = ...,
         last_used_at: _builtins.int = ...,
         connected: _builtins.bool = ...,
+        tpm: Global___TpmDevice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assurance", b"assurance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assurance", b"assurance", "tpm", b"tpm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assurance", b"assurance", "connected", b"connected", "credential_id", b"credential_id", "device_id", b"device_id", "display_name", b"display_name", "last_used_at", b"last_used_at", "provider", b"provider", "registered_at", b"registered_at", "tenant_id", b"tenant_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assurance", b"assurance", "connected", b"connected", "credential_id", b"credential_id", "device_id", b"device_id", "display_name", b"display_name", "last_used_at", b"last_used_at", "provider", b"provider", "registered_at", b"registered_at", "tenant_id", b"tenant_id", "tpm", b"tpm", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -16,6 +16,21 @@ Enrolment: a device becomes a method of its user.
        │◄──────────── device certificate ──────────│  5 one transaction: device, credential, audit
        │  from now on: mutual TLS, device listener │
 
+A device with a TPM proves more than WebAuthn's containers carry. Between the two calls there is one more:
+
+       │  BeginRegistration: TPM algorithms        │
+       │◄─── ceremony key, tries of the PIN ───────│  a key made for this registration alone
+       │  PrepareTpm: endorsement key, its         │
+       │  certificates, attestation key, PIN index │  1 the maker vouches for the endorsement key
+       │  as it will be defined, nonceTPM          │  2 attestation key and PIN index are what they must be
+       │──────────────────────────────────────────►│  3 MakeCredential over the attestation key's name
+       │◄─── challenge, sealed certificate, ───────│  4 the ceremony key allows the first write of the PIN index
+       │     two signatures, final statement       │    and approves PIN changes; then it is destroyed
+       │  ActivateCredential, define and write the │
+       │  PIN index, create the key behind it,     │
+       │  certify the key, the index, the channel  │
+       │  CompleteRegistration: + TpmEvidence      │  as above, all of it against this one transcript
+
 The agent keeps what it is about to send before it sends it, so a crash or a lost reply on either side
 ends with the device absent or complete: CompleteRegistration repeated with the same bytes gives the
 same answer.
@@ -44,25 +59,55 @@ class BeginRegistrationRequest(_message.Message):
     CHANNEL_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     PROVIDER_FIELD_NUMBER: _builtins.int
+    TPM_FIELD_NUMBER: _builtins.int
     channel_public_key: _builtins.bytes
     """DER SubjectPublicKeyInfo of the P-256 key of the device channel, bound by the statement."""
     display_name: _builtins.str
     """Shown to people, 1..64 characters."""
     provider: _common_pb2.ProviderKind.ValueType
+    @_builtins.property
+    def tpm(self) -> Global___TpmAbilities:
+        """Only of a device whose key will be in a TPM."""
+
     def __init__(
         self,
         *,
         channel_public_key: _builtins.bytes = ...,
         display_name: _builtins.str = ...,
         provider: _common_pb2.ProviderKind.ValueType = ...,
+        tpm: Global___TpmAbilities | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tpm", b"tpm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_public_key", b"channel_public_key", "display_name", b"display_name", "provider", b"provider"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_public_key", b"channel_public_key", "display_name", b"display_name", "provider", b"provider", "tpm", b"tpm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BeginRegistrationRequest: _TypeAlias = BeginRegistrationRequest  # noqa: Y015
+
+@_typing.final
+class TpmAbilities(_message.Message):
+    """What the device's TPM can do, as far as the server has to know beforehand."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERIFIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def verifies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """COSE algorithms that it can verify signatures by, best first: -7, -35 or -257."""
+
+    def __init__(
+        self,
+        *,
+        verifies: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["verifies", b"verifies"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TpmAbilities: _TypeAlias = TpmAbilities  # noqa: Y015
 
 @_typing.final
 class BeginRegistrationResponse(_message.Message):
@@ -77,6 +122,7 @@ class BeginRegistrationResponse(_message.Message):
     ALGORITHMS_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     REQUIRED_ASSURANCE_FIELD_NUMBER: _builtins.int
+    TPM_FIELD_NUMBER: _builtins.int
     registration_id: _builtins.str
     registration_token: _builtins.str
     """Secret of this ceremony: the credential of CompleteRegistration."""
@@ -95,6 +141,10 @@ class BeginRegistrationResponse(_message.Message):
     def required_assurance(self) -> _common_pb2.AssuranceRequirement:
         """What registration needs at least; told early so that nobody types a PIN in vain."""
 
+    @_builtins.property
+    def tpm(self) -> Global___TpmOffer:
+        """Where the request had `tpm`."""
+
     def __init__(
         self,
         *,
@@ -107,14 +157,180 @@ class BeginRegistrationResponse(_message.Message):
         algorithms: _abc.Iterable[_builtins.int] | None = ...,
         expires_at: _builtins.int = ...,
         required_assurance: _common_pb2.AssuranceRequirement | None = ...,
+        tpm: Global___TpmOffer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["required_assurance", b"required_assurance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["required_assurance", b"required_assurance", "tpm", b"tpm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithms", b"algorithms", "expires_at", b"expires_at", "registration_id", b"registration_id", "registration_token", b"registration_token", "required_assurance", b"required_assurance", "rp_id", b"rp_id", "statement", b"statement", "user_handle", b"user_handle", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithms", b"algorithms", "expires_at", b"expires_at", "registration_id", b"registration_id", "registration_token", b"registration_token", "required_assurance", b"required_assurance", "rp_id", b"rp_id", "statement", b"statement", "tpm", b"tpm", "user_handle", b"user_handle", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BeginRegistrationResponse: _TypeAlias = BeginRegistrationResponse  # noqa: Y015
+
+@_typing.final
+class TpmOffer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CEREMONY_KEY_FIELD_NUMBER: _builtins.int
+    PIN_LIMIT_FIELD_NUMBER: _builtins.int
+    ceremony_key: _builtins.bytes
+    """TPMT_PUBLIC of the ceremony key, as TPM2_LoadExternal takes it."""
+    pin_limit: _builtins.int
+    """Wrong PINs in a row that block the key; the value of the first write of the PIN index is {0, pin_limit}."""
+    def __init__(
+        self,
+        *,
+        ceremony_key: _builtins.bytes = ...,
+        pin_limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceremony_key", b"ceremony_key", "pin_limit", b"pin_limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TpmOffer: _TypeAlias = TpmOffer  # noqa: Y015
+
+@_typing.final
+class PrepareTpmRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDORSEMENT_KEY_FIELD_NUMBER: _builtins.int
+    ENDORSEMENT_CERTIFICATES_FIELD_NUMBER: _builtins.int
+    ATTESTATION_KEY_FIELD_NUMBER: _builtins.int
+    PIN_INDEX_FIELD_NUMBER: _builtins.int
+    SESSION_NONCE_FIELD_NUMBER: _builtins.int
+    endorsement_key: _builtins.bytes
+    """TPMT_PUBLIC of the endorsement key."""
+    attestation_key: _builtins.bytes
+    """TPMT_PUBLIC of the attestation key, a primary key of the endorsement hierarchy."""
+    pin_index: _builtins.bytes
+    """TPMS_NV_PUBLIC of the PIN index, not yet written."""
+    session_nonce: _builtins.bytes
+    """nonceTPM of the policy session that will authorize the first write, 16 to 64 bytes."""
+    @_builtins.property
+    def endorsement_certificates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """As they stand in the TPM or in a file: that of the endorsement key first, its issuers after it. May be empty."""
+
+    def __init__(
+        self,
+        *,
+        endorsement_key: _builtins.bytes = ...,
+        endorsement_certificates: _abc.Iterable[_builtins.bytes] | None = ...,
+        attestation_key: _builtins.bytes = ...,
+        pin_index: _builtins.bytes = ...,
+        session_nonce: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_key", b"attestation_key", "endorsement_certificates", b"endorsement_certificates", "endorsement_key", b"endorsement_key", "pin_index", b"pin_index", "session_nonce", b"session_nonce"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareTpmRequest: _TypeAlias = PrepareTpmRequest  # noqa: Y015
+
+@_typing.final
+class PrepareTpmResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREDENTIAL_BLOB_FIELD_NUMBER: _builtins.int
+    ENCRYPTED_SECRET_FIELD_NUMBER: _builtins.int
+    SEALED_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    FIRST_WRITE_FIELD_NUMBER: _builtins.int
+    PIN_CHANGE_FIELD_NUMBER: _builtins.int
+    STATEMENT_FIELD_NUMBER: _builtins.int
+    credential_blob: _builtins.bytes
+    """TPM2B_ID_OBJECT and TPM2B_ENCRYPTED_SECRET for TPM2_ActivateCredential, without their lengths."""
+    encrypted_secret: _builtins.bytes
+    sealed_certificate: _builtins.bytes
+    """The certificate of the attestation key, sealed under the secret (AES-256-GCM, see proto/README.md). Empty where
+    nobody vouches for the endorsement key: the registration then proves no hardware.
+    """
+    first_write: _builtins.bytes
+    """TPMT_SIGNATURE of the ceremony key for TPM2_PolicySigned: the first write of the PIN index, in this session only."""
+    pin_change: _builtins.bytes
+    """TPMT_SIGNATURE of the ceremony key for TPM2_PolicyAuthorize: PIN changes by who knows the PIN."""
+    statement: _builtins.bytes
+    """The registration statement with the name of the attestation key. It takes the place of the first one."""
+    def __init__(
+        self,
+        *,
+        credential_blob: _builtins.bytes = ...,
+        encrypted_secret: _builtins.bytes = ...,
+        sealed_certificate: _builtins.bytes = ...,
+        first_write: _builtins.bytes = ...,
+        pin_change: _builtins.bytes = ...,
+        statement: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential_blob", b"credential_blob", "encrypted_secret", b"encrypted_secret", "first_write", b"first_write", "pin_change", b"pin_change", "sealed_certificate", b"sealed_certificate", "statement", b"statement"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareTpmResponse: _TypeAlias = PrepareTpmResponse  # noqa: Y015
+
+@_typing.final
+class TpmAttestation(_message.Message):
+    """What TPM2_Certify, TPM2_NV_Certify and TPM2_Quote return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEST_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    attest: _builtins.bytes
+    """TPMS_ATTEST"""
+    signature: _builtins.bytes
+    """TPMT_SIGNATURE"""
+    def __init__(
+        self,
+        *,
+        attest: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attest", b"attest", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TpmAttestation: _TypeAlias = TpmAttestation  # noqa: Y015
+
+@_typing.final
+class TpmEvidence(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTIVATION_FIELD_NUMBER: _builtins.int
+    PIN_INDEX_FIELD_NUMBER: _builtins.int
+    CHANNEL_KEY_FIELD_NUMBER: _builtins.int
+    CHANNEL_KEY_CERTIFICATION_FIELD_NUMBER: _builtins.int
+    activation: _builtins.bytes
+    """HMAC-SHA-256 by the activation secret over "keyvouch/activation/v1" 00 and the statement."""
+    channel_key: _builtins.bytes
+    """Where the channel key is in the TPM too: its TPMT_PUBLIC, and TPM2_Certify of it; qualifying data
+    SHA-256("keyvouch/channel-key/v1" 00 statement).
+    """
+    @_builtins.property
+    def pin_index(self) -> Global___TpmAttestation:
+        """TPM2_NV_Certify of the whole PIN index; qualifying data SHA-256("keyvouch/pin-index/v1" 00 statement)."""
+
+    @_builtins.property
+    def channel_key_certification(self) -> Global___TpmAttestation: ...
+    def __init__(
+        self,
+        *,
+        activation: _builtins.bytes = ...,
+        pin_index: Global___TpmAttestation | None = ...,
+        channel_key: _builtins.bytes = ...,
+        channel_key_certification: Global___TpmAttestation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["channel_key_certification", b"channel_key_certification", "pin_index", b"pin_index"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "channel_key", b"channel_key", "channel_key_certification", b"channel_key_certification", "pin_index", b"pin_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TpmEvidence: _TypeAlias = TpmEvidence  # noqa: Y015
 
 @_typing.final
 class CompleteRegistrationRequest(_message.Message):
@@ -123,21 +339,27 @@ class CompleteRegistrationRequest(_message.Message):
     CLIENT_DATA_JSON_FIELD_NUMBER: _builtins.int
     ATTESTATION_OBJECT_FIELD_NUMBER: _builtins.int
     CHANNEL_PROOF_FIELD_NUMBER: _builtins.int
+    TPM_FIELD_NUMBER: _builtins.int
     client_data_json: _builtins.bytes
     """WebAuthn AuthenticatorAttestationResponse."""
     attestation_object: _builtins.bytes
     channel_proof: _builtins.bytes
     """Signature by the channel key over `keyvouch/channel/v1` 00 and the statement, DER ECDSA."""
+    @_builtins.property
+    def tpm(self) -> Global___TpmEvidence:
+        """After PrepareTpm, and only then."""
+
     def __init__(
         self,
         *,
         client_data_json: _builtins.bytes = ...,
         attestation_object: _builtins.bytes = ...,
         channel_proof: _builtins.bytes = ...,
+        tpm: Global___TpmEvidence | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tpm", b"tpm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_object", b"attestation_object", "channel_proof", b"channel_proof", "client_data_json", b"client_data_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_object", b"attestation_object", "channel_proof", b"channel_proof", "client_data_json", b"client_data_json", "tpm", b"tpm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -151,9 +373,12 @@ class CompleteRegistrationResponse(_message.Message):
     CERTIFICATE_CHAIN_FIELD_NUMBER: _builtins.int
     DEVICE_ENDPOINT_FIELD_NUMBER: _builtins.int
     TENANT_NAME_FIELD_NUMBER: _builtins.int
+    REPLACED_DEVICE_ID_FIELD_NUMBER: _builtins.int
     device_endpoint: _builtins.str
     """host:port of the device listener."""
     tenant_name: _builtins.str
+    replaced_device_id: _builtins.str
+    """A device of the same user and the same TPM whose place this one has taken: it is removed, its sessions ended."""
     @_builtins.property
     def device(self) -> _common_pb2.Device: ...
     @_builtins.property
@@ -169,10 +394,11 @@ class CompleteRegistrationResponse(_message.Message):
         certificate_chain: _abc.Iterable[_builtins.bytes] | None = ...,
         device_endpoint: _builtins.str = ...,
         tenant_name: _builtins.str = ...,
+        replaced_device_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_chain", b"certificate_chain", "device", b"device", "device_endpoint", b"device_endpoint", "tenant_name", b"tenant_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_chain", b"certificate_chain", "device", b"device", "device_endpoint", b"device_endpoint", "replaced_device_id", b"replaced_device_id", "tenant_name", b"tenant_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -39,6 +39,11 @@ class EnrolmentServiceStub(object):
                 request_serializer=keyvouch_dot_v1_dot_enrolment__pb2.BeginRegistrationRequest.SerializeToString,
                 response_deserializer=keyvouch_dot_v1_dot_enrolment__pb2.BeginRegistrationResponse.FromString,
                 _registered_method=True)
+        self.PrepareTpm = channel.unary_unary(
+                '/keyvouch.v1.EnrolmentService/PrepareTpm',
+                request_serializer=keyvouch_dot_v1_dot_enrolment__pb2.PrepareTpmRequest.SerializeToString,
+                response_deserializer=keyvouch_dot_v1_dot_enrolment__pb2.PrepareTpmResponse.FromString,
+                _registered_method=True)
         self.CompleteRegistration = channel.unary_unary(
                 '/keyvouch.v1.EnrolmentService/CompleteRegistration',
                 request_serializer=keyvouch_dot_v1_dot_enrolment__pb2.CompleteRegistrationRequest.SerializeToString,
@@ -54,7 +59,22 @@ class EnrolmentServiceServicer(object):
 
         UNAUTHENTICATED  credentials_missing, credentials_invalid, token_expired, session_revoked
         FAILED_PRECONDITION  method_disabled, device_limit (metadata names the removable devices)
-        INVALID_ARGUMENT  field_invalid, channel_key
+        INVALID_ARGUMENT  field_invalid, channel_key, unsupported (none of the TPM's algorithms is known)
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PrepareTpm(self, request, context):
+        """Shows the TPM of the device to the registration named by `authorization: Registration <registration_token>`.
+        The same request again gets the same reply; another TPM, key or session is refused: one transcript.
+
+        UNAUTHENTICATED  credentials_missing, registration_unknown
+        FAILED_PRECONDITION  registration_expired, registration_consumed, tpm_identity, tpm_not_prepared (not begun for a
+        TPM), tpm_ek_certificate_missing (policy wants attested hardware), assurance_too_low,
+        device_registered_elsewhere, device_accounts
+        INVALID_ARGUMENT  tpm_ek_certificate, trust_chain, tpm_ek_attributes, tpm_ak_attributes, tpm_nv_index, tpm_parse,
+        tpm_public_key, weak_key_roca, field_invalid
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -64,7 +84,8 @@ class EnrolmentServiceServicer(object):
         """Completes the registration named by `authorization: Registration <registration_token>`.
 
         UNAUTHENTICATED  credentials_missing, registration_unknown
-        FAILED_PRECONDITION  registration_expired, registration_consumed, method_disabled, assurance_too_low
+        FAILED_PRECONDITION  registration_expired, registration_consumed, method_disabled, assurance_too_low,
+        tpm_not_prepared, device_registered_elsewhere, device_accounts
         ALREADY_EXISTS  credential_exists
         INVALID_ARGUMENT  the reason of the first check the evidence fails, see proto/README.md
         """
@@ -79,6 +100,11 @@ def add_EnrolmentServiceServicer_to_server(servicer, server):
                     servicer.BeginRegistration,
                     request_deserializer=keyvouch_dot_v1_dot_enrolment__pb2.BeginRegistrationRequest.FromString,
                     response_serializer=keyvouch_dot_v1_dot_enrolment__pb2.BeginRegistrationResponse.SerializeToString,
+            ),
+            'PrepareTpm': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrepareTpm,
+                    request_deserializer=keyvouch_dot_v1_dot_enrolment__pb2.PrepareTpmRequest.FromString,
+                    response_serializer=keyvouch_dot_v1_dot_enrolment__pb2.PrepareTpmResponse.SerializeToString,
             ),
             'CompleteRegistration': grpc.unary_unary_rpc_method_handler(
                     servicer.CompleteRegistration,
@@ -113,6 +139,33 @@ class EnrolmentService(object):
             '/keyvouch.v1.EnrolmentService/BeginRegistration',
             keyvouch_dot_v1_dot_enrolment__pb2.BeginRegistrationRequest.SerializeToString,
             keyvouch_dot_v1_dot_enrolment__pb2.BeginRegistrationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrepareTpm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyvouch.v1.EnrolmentService/PrepareTpm',
+            keyvouch_dot_v1_dot_enrolment__pb2.PrepareTpmRequest.SerializeToString,
+            keyvouch_dot_v1_dot_enrolment__pb2.PrepareTpmResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -16,6 +16,21 @@ Enrolment: a device becomes a method of its user.
        │◄──────────── device certificate ──────────│  5 one transaction: device, credential, audit
        │  from now on: mutual TLS, device listener │
 
+A device with a TPM proves more than WebAuthn's containers carry. Between the two calls there is one more:
+
+       │  BeginRegistration: TPM algorithms        │
+       │◄─── ceremony key, tries of the PIN ───────│  a key made for this registration alone
+       │  PrepareTpm: endorsement key, its         │
+       │  certificates, attestation key, PIN index │  1 the maker vouches for the endorsement key
+       │  as it will be defined, nonceTPM          │  2 attestation key and PIN index are what they must be
+       │──────────────────────────────────────────►│  3 MakeCredential over the attestation key's name
+       │◄─── challenge, sealed certificate, ───────│  4 the ceremony key allows the first write of the PIN index
+       │     two signatures, final statement       │    and approves PIN changes; then it is destroyed
+       │  ActivateCredential, define and write the │
+       │  PIN index, create the key behind it,     │
+       │  certify the key, the index, the channel  │
+       │  CompleteRegistration: + TpmEvidence      │  as above, all of it against this one transcript
+
 The agent keeps what it is about to send before it sends it, so a crash or a lost reply on either side
 ends with the device absent or complete: CompleteRegistration repeated with the same bytes gives the
 same answer.
@@ -54,13 +69,25 @@ class EnrolmentServiceStub:
 
     UNAUTHENTICATED  credentials_missing, credentials_invalid, token_expired, session_revoked
     FAILED_PRECONDITION  method_disabled, device_limit (metadata names the removable devices)
-    INVALID_ARGUMENT  field_invalid, channel_key
+    INVALID_ARGUMENT  field_invalid, channel_key, unsupported (none of the TPM's algorithms is known)
+    """
+    PrepareTpm: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.PrepareTpmRequest, _enrolment_pb2.PrepareTpmResponse]
+    """Shows the TPM of the device to the registration named by `authorization: Registration <registration_token>`.
+    The same request again gets the same reply; another TPM, key or session is refused: one transcript.
+
+    UNAUTHENTICATED  credentials_missing, registration_unknown
+    FAILED_PRECONDITION  registration_expired, registration_consumed, tpm_identity, tpm_not_prepared (not begun for a
+      TPM), tpm_ek_certificate_missing (policy wants attested hardware), assurance_too_low,
+      device_registered_elsewhere, device_accounts
+    INVALID_ARGUMENT  tpm_ek_certificate, trust_chain, tpm_ek_attributes, tpm_ak_attributes, tpm_nv_index, tpm_parse,
+      tpm_public_key, weak_key_roca, field_invalid
     """
     CompleteRegistration: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.CompleteRegistrationRequest, _enrolment_pb2.CompleteRegistrationResponse]
     """Completes the registration named by `authorization: Registration <registration_token>`.
 
     UNAUTHENTICATED  credentials_missing, registration_unknown
-    FAILED_PRECONDITION  registration_expired, registration_consumed, method_disabled, assurance_too_low
+    FAILED_PRECONDITION  registration_expired, registration_consumed, method_disabled, assurance_too_low,
+      tpm_not_prepared, device_registered_elsewhere, device_accounts
     ALREADY_EXISTS  credential_exists
     INVALID_ARGUMENT  the reason of the first check the evidence fails, see proto/README.md
     """
@@ -73,13 +100,25 @@ class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
 
     UNAUTHENTICATED  credentials_missing, credentials_invalid, token_expired, session_revoked
     FAILED_PRECONDITION  method_disabled, device_limit (metadata names the removable devices)
-    INVALID_ARGUMENT  field_invalid, channel_key
+    INVALID_ARGUMENT  field_invalid, channel_key, unsupported (none of the TPM's algorithms is known)
+    """
+    PrepareTpm: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.PrepareTpmRequest, _enrolment_pb2.PrepareTpmResponse]  # type: ignore[assignment]
+    """Shows the TPM of the device to the registration named by `authorization: Registration <registration_token>`.
+    The same request again gets the same reply; another TPM, key or session is refused: one transcript.
+
+    UNAUTHENTICATED  credentials_missing, registration_unknown
+    FAILED_PRECONDITION  registration_expired, registration_consumed, tpm_identity, tpm_not_prepared (not begun for a
+      TPM), tpm_ek_certificate_missing (policy wants attested hardware), assurance_too_low,
+      device_registered_elsewhere, device_accounts
+    INVALID_ARGUMENT  tpm_ek_certificate, trust_chain, tpm_ek_attributes, tpm_ak_attributes, tpm_nv_index, tpm_parse,
+      tpm_public_key, weak_key_roca, field_invalid
     """
     CompleteRegistration: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.CompleteRegistrationRequest, _enrolment_pb2.CompleteRegistrationResponse]  # type: ignore[assignment]
     """Completes the registration named by `authorization: Registration <registration_token>`.
 
     UNAUTHENTICATED  credentials_missing, registration_unknown
-    FAILED_PRECONDITION  registration_expired, registration_consumed, method_disabled, assurance_too_low
+    FAILED_PRECONDITION  registration_expired, registration_consumed, method_disabled, assurance_too_low,
+      tpm_not_prepared, device_registered_elsewhere, device_accounts
     ALREADY_EXISTS  credential_exists
     INVALID_ARGUMENT  the reason of the first check the evidence fails, see proto/README.md
     """
@@ -95,7 +134,24 @@ class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
 
         UNAUTHENTICATED  credentials_missing, credentials_invalid, token_expired, session_revoked
         FAILED_PRECONDITION  method_disabled, device_limit (metadata names the removable devices)
-        INVALID_ARGUMENT  field_invalid, channel_key
+        INVALID_ARGUMENT  field_invalid, channel_key, unsupported (none of the TPM's algorithms is known)
+        """
+
+    @_abc_1.abstractmethod
+    def PrepareTpm(
+        self,
+        request: _enrolment_pb2.PrepareTpmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrolment_pb2.PrepareTpmResponse, _abc.Awaitable[_enrolment_pb2.PrepareTpmResponse]]:
+        """Shows the TPM of the device to the registration named by `authorization: Registration <registration_token>`.
+        The same request again gets the same reply; another TPM, key or session is refused: one transcript.
+
+        UNAUTHENTICATED  credentials_missing, registration_unknown
+        FAILED_PRECONDITION  registration_expired, registration_consumed, tpm_identity, tpm_not_prepared (not begun for a
+          TPM), tpm_ek_certificate_missing (policy wants attested hardware), assurance_too_low,
+          device_registered_elsewhere, device_accounts
+        INVALID_ARGUMENT  tpm_ek_certificate, trust_chain, tpm_ek_attributes, tpm_ak_attributes, tpm_nv_index, tpm_parse,
+          tpm_public_key, weak_key_roca, field_invalid
         """
 
     @_abc_1.abstractmethod
@@ -107,7 +163,8 @@ class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Completes the registration named by `authorization: Registration <registration_token>`.
 
         UNAUTHENTICATED  credentials_missing, registration_unknown
-        FAILED_PRECONDITION  registration_expired, registration_consumed, method_disabled, assurance_too_low
+        FAILED_PRECONDITION  registration_expired, registration_consumed, method_disabled, assurance_too_low,
+          tpm_not_prepared, device_registered_elsewhere, device_accounts
         ALREADY_EXISTS  credential_exists
         INVALID_ARGUMENT  the reason of the first check the evidence fails, see proto/README.md
         """

@@ -6,6 +6,8 @@ Prompts: served on the device listener only, where every caller is a registered 
   server (device listener)                    device agent
        │◄── StreamPrompts, hello ──────────────────│  one long-lived stream per device
        │─── welcome ──────────────────────────────►│
+       │◄── health: quote over the welcome's nonce │  devices with a TPM
+       │─── verdict ──────────────────────────────►│
        │─── prompt (every open one, then new) ────►│  survives restarts: prompts are rows, not memory
        │                                           │  person: reads, types the number, PIN
        │◄── answer: signed statement ──────────────│  kept by the agent until the outcome arrives
@@ -20,6 +22,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from keyvouch.v1 import common_pb2 as _common_pb2
+from keyvouch.v1 import enrolment_pb2 as _enrolment_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -37,21 +40,25 @@ class StreamPromptsRequest(_message.Message):
 
     HELLO_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
     def answer(self) -> Global___Answer: ...
+    @_builtins.property
+    def health(self) -> Global___HealthReport: ...
     def __init__(
         self,
         *,
         hello: Global___Hello | None = ...,
         answer: Global___Answer | None = ...,
+        health: Global___HealthReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "event", b"event", "hello", b"hello"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "event", b"event", "health", b"health", "hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "event", b"event", "hello", b"hello"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "event", b"event", "health", b"health", "hello", b"hello"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["hello", "answer"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["hello", "answer", "health"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -77,6 +84,64 @@ class Hello(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hello: _TypeAlias = Hello  # noqa: Y015
+
+@_typing.final
+class HealthReport(_message.Message):
+    """What the device's TPM says of itself. Sent after a welcome that asked for it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PcrValuesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    QUOTE_FIELD_NUMBER: _builtins.int
+    PCR_VALUES_FIELD_NUMBER: _builtins.int
+    EVENT_LOG_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    event_log: _builtins.bytes
+    """The firmware's event log, where the device may read it and it has at most 192 KiB."""
+    trouble: _builtins.str
+    """Instead of all that: the stable reason why there is none (tpm_cleared, tpm_busy, ...)."""
+    @_builtins.property
+    def quote(self) -> _enrolment_pb2.TpmAttestation:
+        """TPM2_Quote of the PCRs asked for, SHA-256 bank; qualifying data
+        SHA-256("keyvouch/health/v1" 00 {1: server id, 2: device id, 3: the welcome's nonce}).
+        """
+
+    @_builtins.property
+    def pcr_values(self) -> _containers.ScalarMap[_builtins.int, _builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        quote: _enrolment_pb2.TpmAttestation | None = ...,
+        pcr_values: _abc.Mapping[_builtins.int, _builtins.bytes] | None = ...,
+        event_log: _builtins.bytes = ...,
+        trouble: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["quote", b"quote"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_log", b"event_log", "pcr_values", b"pcr_values", "quote", b"quote", "trouble", b"trouble"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HealthReport: _TypeAlias = HealthReport  # noqa: Y015
 
 @_typing.final
 class Answer(_message.Message):
@@ -156,6 +221,7 @@ class StreamPromptsResponse(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     WITHDRAWN_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -164,6 +230,8 @@ class StreamPromptsResponse(_message.Message):
     def outcome(self) -> Global___Outcome: ...
     @_builtins.property
     def withdrawn(self) -> Global___Withdrawn: ...
+    @_builtins.property
+    def health(self) -> Global___HealthVerdict: ...
     def __init__(
         self,
         *,
@@ -171,12 +239,13 @@ class StreamPromptsResponse(_message.Message):
         prompt: Global___Prompt | None = ...,
         outcome: Global___Outcome | None = ...,
         withdrawn: Global___Withdrawn | None = ...,
+        health: Global___HealthVerdict | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "outcome", b"outcome", "prompt", b"prompt", "welcome", b"welcome", "withdrawn", b"withdrawn"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "health", b"health", "outcome", b"outcome", "prompt", b"prompt", "welcome", b"welcome", "withdrawn", b"withdrawn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "outcome", b"outcome", "prompt", b"prompt", "welcome", b"welcome", "withdrawn", b"withdrawn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "health", b"health", "outcome", b"outcome", "prompt", b"prompt", "welcome", b"welcome", "withdrawn", b"withdrawn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["welcome", "prompt", "outcome", "withdrawn"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["welcome", "prompt", "outcome", "withdrawn", "health"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -188,21 +257,64 @@ class Welcome(_message.Message):
 
     SERVER_VERSION_FIELD_NUMBER: _builtins.int
     SERVER_TIME_FIELD_NUMBER: _builtins.int
+    HEALTH_NONCE_FIELD_NUMBER: _builtins.int
+    HEALTH_PCRS_FIELD_NUMBER: _builtins.int
     server_version: _builtins.str
     server_time: _builtins.int
+    health_nonce: _builtins.bytes
+    """Asks a device with a TPM for its health; empty for others. 32 bytes, good for this stream."""
+    @_builtins.property
+    def health_pcrs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """PCRs to quote."""
+
     def __init__(
         self,
         *,
         server_version: _builtins.str = ...,
         server_time: _builtins.int = ...,
+        health_nonce: _builtins.bytes = ...,
+        health_pcrs: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["server_time", b"server_time", "server_version", b"server_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["health_nonce", b"health_nonce", "health_pcrs", b"health_pcrs", "server_time", b"server_time", "server_version", b"server_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Welcome: _TypeAlias = Welcome  # noqa: Y015
+
+@_typing.final
+class HealthVerdict(_message.Message):
+    """What the server makes of a health report."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    ASSURANCE_FIELD_NUMBER: _builtins.int
+    state: _common_pb2.HealthState.ValueType
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in TpmDevice."""
+
+    @_builtins.property
+    def assurance(self) -> _common_pb2.Assurance:
+        """What the key of this device counts for now."""
+
+    def __init__(
+        self,
+        *,
+        state: _common_pb2.HealthState.ValueType = ...,
+        findings: _abc.Iterable[_builtins.str] | None = ...,
+        assurance: _common_pb2.Assurance | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assurance", b"assurance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assurance", b"assurance", "findings", b"findings", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HealthVerdict: _TypeAlias = HealthVerdict  # noqa: Y015
 
 @_typing.final
 class Prompt(_message.Message):
@@ -369,6 +481,115 @@ class RenewCertificateResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RenewCertificateResponse: _TypeAlias = RenewCertificateResponse  # noqa: Y015
+
+@_typing.final
+class BeginKeyReplacementRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeginKeyReplacementRequest: _TypeAlias = BeginKeyReplacementRequest  # noqa: Y015
+
+@_typing.final
+class BeginKeyReplacementResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGISTRATION_ID_FIELD_NUMBER: _builtins.int
+    STATEMENT_FIELD_NUMBER: _builtins.int
+    RP_ID_FIELD_NUMBER: _builtins.int
+    USER_HANDLE_FIELD_NUMBER: _builtins.int
+    USERNAME_FIELD_NUMBER: _builtins.int
+    ALGORITHMS_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    ATTESTATION_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    registration_id: _builtins.str
+    statement: _builtins.bytes
+    """As in BeginRegistrationResponse."""
+    rp_id: _builtins.str
+    user_handle: _builtins.bytes
+    username: _builtins.str
+    expires_at: _builtins.int
+    attestation_certificate: _builtins.bytes
+    """DER certificate of the attestation key, fresh."""
+    @_builtins.property
+    def algorithms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        registration_id: _builtins.str = ...,
+        statement: _builtins.bytes = ...,
+        rp_id: _builtins.str = ...,
+        user_handle: _builtins.bytes = ...,
+        username: _builtins.str = ...,
+        algorithms: _abc.Iterable[_builtins.int] | None = ...,
+        expires_at: _builtins.int = ...,
+        attestation_certificate: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithms", b"algorithms", "attestation_certificate", b"attestation_certificate", "expires_at", b"expires_at", "registration_id", b"registration_id", "rp_id", b"rp_id", "statement", b"statement", "user_handle", b"user_handle", "username", b"username"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeginKeyReplacementResponse: _TypeAlias = BeginKeyReplacementResponse  # noqa: Y015
+
+@_typing.final
+class CompleteKeyReplacementRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGISTRATION_ID_FIELD_NUMBER: _builtins.int
+    CLIENT_DATA_JSON_FIELD_NUMBER: _builtins.int
+    ATTESTATION_OBJECT_FIELD_NUMBER: _builtins.int
+    PIN_INDEX_FIELD_NUMBER: _builtins.int
+    registration_id: _builtins.str
+    client_data_json: _builtins.bytes
+    attestation_object: _builtins.bytes
+    @_builtins.property
+    def pin_index(self) -> _enrolment_pb2.TpmAttestation:
+        """TPM2_NV_Certify as in TpmEvidence, over the statement of this replacement."""
+
+    def __init__(
+        self,
+        *,
+        registration_id: _builtins.str = ...,
+        client_data_json: _builtins.bytes = ...,
+        attestation_object: _builtins.bytes = ...,
+        pin_index: _enrolment_pb2.TpmAttestation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pin_index", b"pin_index"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_object", b"attestation_object", "client_data_json", b"client_data_json", "pin_index", b"pin_index", "registration_id", b"registration_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteKeyReplacementRequest: _TypeAlias = CompleteKeyReplacementRequest  # noqa: Y015
+
+@_typing.final
+class CompleteKeyReplacementResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def device(self) -> _common_pb2.Device: ...
+    def __init__(
+        self,
+        *,
+        device: _common_pb2.Device | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteKeyReplacementResponse: _TypeAlias = CompleteKeyReplacementResponse  # noqa: Y015
 
 @_typing.final
 class UnregisterRequest(_message.Message):

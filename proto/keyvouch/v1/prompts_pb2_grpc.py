@@ -49,6 +49,16 @@ class PromptServiceStub(object):
                 request_serializer=keyvouch_dot_v1_dot_prompts__pb2.RenewCertificateRequest.SerializeToString,
                 response_deserializer=keyvouch_dot_v1_dot_prompts__pb2.RenewCertificateResponse.FromString,
                 _registered_method=True)
+        self.BeginKeyReplacement = channel.unary_unary(
+                '/keyvouch.v1.PromptService/BeginKeyReplacement',
+                request_serializer=keyvouch_dot_v1_dot_prompts__pb2.BeginKeyReplacementRequest.SerializeToString,
+                response_deserializer=keyvouch_dot_v1_dot_prompts__pb2.BeginKeyReplacementResponse.FromString,
+                _registered_method=True)
+        self.CompleteKeyReplacement = channel.unary_unary(
+                '/keyvouch.v1.PromptService/CompleteKeyReplacement',
+                request_serializer=keyvouch_dot_v1_dot_prompts__pb2.CompleteKeyReplacementRequest.SerializeToString,
+                response_deserializer=keyvouch_dot_v1_dot_prompts__pb2.CompleteKeyReplacementResponse.FromString,
+                _registered_method=True)
         self.Unregister = channel.unary_unary(
                 '/keyvouch.v1.PromptService/Unregister',
                 request_serializer=keyvouch_dot_v1_dot_prompts__pb2.UnregisterRequest.SerializeToString,
@@ -83,6 +93,28 @@ class PromptServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BeginKeyReplacement(self, request, context):
+        """Begins to put a new key in the place of this device's: same TPM, same PIN, same attestation key, of which there is
+        a fresh certificate. Nothing but the certifications is done again.
+
+        FAILED_PRECONDITION  tpm_not_prepared (this device was not registered with a TPM that somebody vouches for)
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompleteKeyReplacement(self, request, context):
+        """Completes it. The same answer again gets the same reply.
+
+        UNAUTHENTICATED  registration_unknown
+        FAILED_PRECONDITION  registration_expired, registration_consumed, assurance_too_low
+        ALREADY_EXISTS  credential_exists
+        INVALID_ARGUMENT  the reason of the first check the evidence fails, see proto/README.md
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Unregister(self, request, context):
         """Removes this device and ends what it approved: its sessions are revoked in the same transaction.
         """
@@ -107,6 +139,16 @@ def add_PromptServiceServicer_to_server(servicer, server):
                     servicer.RenewCertificate,
                     request_deserializer=keyvouch_dot_v1_dot_prompts__pb2.RenewCertificateRequest.FromString,
                     response_serializer=keyvouch_dot_v1_dot_prompts__pb2.RenewCertificateResponse.SerializeToString,
+            ),
+            'BeginKeyReplacement': grpc.unary_unary_rpc_method_handler(
+                    servicer.BeginKeyReplacement,
+                    request_deserializer=keyvouch_dot_v1_dot_prompts__pb2.BeginKeyReplacementRequest.FromString,
+                    response_serializer=keyvouch_dot_v1_dot_prompts__pb2.BeginKeyReplacementResponse.SerializeToString,
+            ),
+            'CompleteKeyReplacement': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompleteKeyReplacement,
+                    request_deserializer=keyvouch_dot_v1_dot_prompts__pb2.CompleteKeyReplacementRequest.FromString,
+                    response_serializer=keyvouch_dot_v1_dot_prompts__pb2.CompleteKeyReplacementResponse.SerializeToString,
             ),
             'Unregister': grpc.unary_unary_rpc_method_handler(
                     servicer.Unregister,
@@ -195,6 +237,60 @@ class PromptService(object):
             '/keyvouch.v1.PromptService/RenewCertificate',
             keyvouch_dot_v1_dot_prompts__pb2.RenewCertificateRequest.SerializeToString,
             keyvouch_dot_v1_dot_prompts__pb2.RenewCertificateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BeginKeyReplacement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyvouch.v1.PromptService/BeginKeyReplacement',
+            keyvouch_dot_v1_dot_prompts__pb2.BeginKeyReplacementRequest.SerializeToString,
+            keyvouch_dot_v1_dot_prompts__pb2.BeginKeyReplacementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompleteKeyReplacement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyvouch.v1.PromptService/CompleteKeyReplacement',
+            keyvouch_dot_v1_dot_prompts__pb2.CompleteKeyReplacementRequest.SerializeToString,
+            keyvouch_dot_v1_dot_prompts__pb2.CompleteKeyReplacementResponse.FromString,
             options,
             channel_credentials,
             insecure,

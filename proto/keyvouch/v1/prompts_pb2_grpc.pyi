@@ -6,6 +6,8 @@ Prompts: served on the device listener only, where every caller is a registered 
   server (device listener)                    device agent
        │◄── StreamPrompts, hello ──────────────────│  one long-lived stream per device
        │─── welcome ──────────────────────────────►│
+       │◄── health: quote over the welcome's nonce │  devices with a TPM
+       │─── verdict ──────────────────────────────►│
        │─── prompt (every open one, then new) ────►│  survives restarts: prompts are rows, not memory
        │                                           │  person: reads, types the number, PIN
        │◄── answer: signed statement ──────────────│  kept by the agent until the outcome arrives
@@ -53,6 +55,20 @@ class PromptServiceStub:
     """The device as the server knows it."""
     RenewCertificate: _grpc.UnaryUnaryMultiCallable[_prompts_pb2.RenewCertificateRequest, _prompts_pb2.RenewCertificateResponse]
     """A new certificate for the channel key in use; the old one stays valid until it ends."""
+    BeginKeyReplacement: _grpc.UnaryUnaryMultiCallable[_prompts_pb2.BeginKeyReplacementRequest, _prompts_pb2.BeginKeyReplacementResponse]
+    """Begins to put a new key in the place of this device's: same TPM, same PIN, same attestation key, of which there is
+    a fresh certificate. Nothing but the certifications is done again.
+
+    FAILED_PRECONDITION  tpm_not_prepared (this device was not registered with a TPM that somebody vouches for)
+    """
+    CompleteKeyReplacement: _grpc.UnaryUnaryMultiCallable[_prompts_pb2.CompleteKeyReplacementRequest, _prompts_pb2.CompleteKeyReplacementResponse]
+    """Completes it. The same answer again gets the same reply.
+
+    UNAUTHENTICATED  registration_unknown
+    FAILED_PRECONDITION  registration_expired, registration_consumed, assurance_too_low
+    ALREADY_EXISTS  credential_exists
+    INVALID_ARGUMENT  the reason of the first check the evidence fails, see proto/README.md
+    """
     Unregister: _grpc.UnaryUnaryMultiCallable[_prompts_pb2.UnregisterRequest, _prompts_pb2.UnregisterResponse]
     """Removes this device and ends what it approved: its sessions are revoked in the same transaction."""
 
@@ -69,6 +85,20 @@ class PromptServiceAsyncStub(PromptServiceStub):
     """The device as the server knows it."""
     RenewCertificate: _aio.UnaryUnaryMultiCallable[_prompts_pb2.RenewCertificateRequest, _prompts_pb2.RenewCertificateResponse]  # type: ignore[assignment]
     """A new certificate for the channel key in use; the old one stays valid until it ends."""
+    BeginKeyReplacement: _aio.UnaryUnaryMultiCallable[_prompts_pb2.BeginKeyReplacementRequest, _prompts_pb2.BeginKeyReplacementResponse]  # type: ignore[assignment]
+    """Begins to put a new key in the place of this device's: same TPM, same PIN, same attestation key, of which there is
+    a fresh certificate. Nothing but the certifications is done again.
+
+    FAILED_PRECONDITION  tpm_not_prepared (this device was not registered with a TPM that somebody vouches for)
+    """
+    CompleteKeyReplacement: _aio.UnaryUnaryMultiCallable[_prompts_pb2.CompleteKeyReplacementRequest, _prompts_pb2.CompleteKeyReplacementResponse]  # type: ignore[assignment]
+    """Completes it. The same answer again gets the same reply.
+
+    UNAUTHENTICATED  registration_unknown
+    FAILED_PRECONDITION  registration_expired, registration_consumed, assurance_too_low
+    ALREADY_EXISTS  credential_exists
+    INVALID_ARGUMENT  the reason of the first check the evidence fails, see proto/README.md
+    """
     Unregister: _aio.UnaryUnaryMultiCallable[_prompts_pb2.UnregisterRequest, _prompts_pb2.UnregisterResponse]  # type: ignore[assignment]
     """Removes this device and ends what it approved: its sessions are revoked in the same transaction."""
 
@@ -100,6 +130,32 @@ class PromptServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_prompts_pb2.RenewCertificateResponse, _abc.Awaitable[_prompts_pb2.RenewCertificateResponse]]:
         """A new certificate for the channel key in use; the old one stays valid until it ends."""
+
+    @_abc_1.abstractmethod
+    def BeginKeyReplacement(
+        self,
+        request: _prompts_pb2.BeginKeyReplacementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_prompts_pb2.BeginKeyReplacementResponse, _abc.Awaitable[_prompts_pb2.BeginKeyReplacementResponse]]:
+        """Begins to put a new key in the place of this device's: same TPM, same PIN, same attestation key, of which there is
+        a fresh certificate. Nothing but the certifications is done again.
+
+        FAILED_PRECONDITION  tpm_not_prepared (this device was not registered with a TPM that somebody vouches for)
+        """
+
+    @_abc_1.abstractmethod
+    def CompleteKeyReplacement(
+        self,
+        request: _prompts_pb2.CompleteKeyReplacementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_prompts_pb2.CompleteKeyReplacementResponse, _abc.Awaitable[_prompts_pb2.CompleteKeyReplacementResponse]]:
+        """Completes it. The same answer again gets the same reply.
+
+        UNAUTHENTICATED  registration_unknown
+        FAILED_PRECONDITION  registration_expired, registration_consumed, assurance_too_low
+        ALREADY_EXISTS  credential_exists
+        INVALID_ARGUMENT  the reason of the first check the evidence fails, see proto/README.md
+        """
 
     @_abc_1.abstractmethod
     def Unregister(

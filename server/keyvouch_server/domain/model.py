@@ -68,6 +68,15 @@ class RegistrationState(StrEnum):
     COMPLETE = "complete"
 
 
+class Health(StrEnum):
+    """How a device's TPM fares, by its last report; `use_cases.health` judges."""
+
+    UNKNOWN = "unknown"
+    GOOD = "good"
+    DRIFTED = "drifted"
+    FAILED = "failed"
+
+
 class SessionKind(StrEnum):
     """What opened a session, and so what it may be used for."""
 
@@ -136,7 +145,9 @@ class AccessPass:
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """A registration ceremony. `answer_hash` is the SHA-256 of the answer that completed it."""
+    """A registration ceremony. `answer_hash` is the SHA-256 of the answer that completed it; `tpm` the transcript of
+    what was agreed with the device's TPM (CBOR), empty where there is none.
+    """
 
     id: RegistrationId
     tenant_id: TenantId
@@ -148,6 +159,22 @@ class Registration:
     channel_key: bytes
     display_name: str
     provider: ProviderKind
+    state: RegistrationState
+    created_at: int
+    expires_at: int
+    answer_hash: bytes = b""
+    tpm: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyReplacement:
+    """A new key in the place of a registered device's. `certificate` is the one issued for its attestation key."""
+
+    id: RegistrationId
+    tenant_id: TenantId
+    device_id: DeviceId
+    statement: bytes
+    certificate: bytes
     state: RegistrationState
     created_at: int
     expires_at: int
@@ -169,6 +196,38 @@ class Device:
     certificate: bytes
     registered_at: int
     last_used_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTpm:
+    """The TPM of a device: what registration proved, and what the device reported last.
+
+    `endorsement_key_hash` is the TPM's identity: SHA-256 of the endorsement key as SubjectPublicKeyInfo. `transcript`
+    is what was verified, byte for byte. `proved_assurance` is what registration proved; the credential's may be lower
+    after a report. `anchor`, `manufacturer` and `model` are of the endorsement key certificate, empty without one.
+    `firmware_version` is 16 hexadecimal digits, `clock` (milliseconds) decimal digits, both empty before the first
+    report; `findings` is a JSON list of sentences, `pcr_values` a JSON object of hexadecimal digests by PCR.
+    """
+
+    device_id: DeviceId
+    tenant_id: TenantId
+    user_id: UserId
+    endorsement_key_hash: bytes
+    transcript: bytes
+    proved_assurance: str
+    anchor: str
+    manufacturer: str
+    model: str
+    pin_limit: int
+    channel_key_in_tpm: bool
+    health: Health = Health.UNKNOWN
+    reported_at: int = 0
+    findings: str = "[]"
+    firmware_version: str = ""
+    clock: str = ""
+    reset_count: int = 0
+    restart_count: int = 0
+    pcr_values: str = "{}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +256,8 @@ class SignIn:
     """A sign-in request. One that names nobody has the `user_id` of no user; it waits and expires like any other.
 
     `number` is what the client shows; `proof_key` the client's DER key and `proof_thumbprint` its `jkt`;
-    `decision_hash` the SHA-256 of the statement that decided it.
+    `decision_hash` the SHA-256 of the statement that decided it. `same_device`: begun by the device that approves it,
+    over its own channel, with the channel key as proof key and `x5t#S256` of its certificate as thumbprint.
     """
 
     id: SignInId
@@ -222,6 +282,7 @@ class SignIn:
     decided_at: int = 0
     decision_hash: bytes = b""
     session_id: SessionId = NO_SESSION
+    same_device: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +301,8 @@ class Prompt:
 @dataclass(frozen=True, slots=True)
 class Session:
     """A session. `refresh_hash` is the SHA-256 of the refresh token of `generation`; `previous_hash` that of
-    the one before. Both are empty for a session that cannot be refreshed.
+    the one before. Both are empty for a session that cannot be refreshed. `certificate_bound`: its proof key is the
+    channel key of its device, its thumbprint that of the device's certificate (RFC 8705, `x5t#S256`).
     """
 
     id: SessionId
@@ -265,6 +327,7 @@ class Session:
     previous_hash: bytes = b""
     revoked_at: int = 0
     revoke_reason: str = ""
+    certificate_bound: bool = False
 
 
 @dataclass(frozen=True, slots=True)

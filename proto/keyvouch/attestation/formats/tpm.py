@@ -78,7 +78,7 @@ def verify(
      5. the certificates are a valid path to an anchor for this format and model; neither the model nor a key
         in the path is distrusted
      6. the first certificate fits section 8.3.1: version 3, no subject, a subject alternative name with maker, model
-        and version of the TPM and a registered maker, the extended key usage of attestation keys, not an authority;
+        and version of the TPM and a maker that is registered or known to the anchor, the extended key usage of attestation keys, not an authority;
         its AAGUID extension, if there is one, names the AAGUID of the authenticator
      7. sig verifies with its key and alg over certInfo
 
@@ -99,7 +99,7 @@ def verify(
     path = trusted_path(attested, certificates, anchors=anchors, instant=instant)
     leaf = certificates[0]
     check_end_entity(leaf)
-    facts = _read_facts(leaf)
+    facts = _read_facts(leaf, path.anchor.manufacturers)
     check_aaguid(leaf, attested.attested.aaguid)
     verify_by_leaf(subject_key(leaf), algorithm, signature=signature, message=certify_info)
     return AttestationEvidence(
@@ -154,7 +154,7 @@ def _refuse(check: Reason, message: str) -> EvidenceError:
 # The certificate of the attestation key
 
 
-def _read_facts(leaf: x509.Certificate) -> TpmFacts:
+def _read_facts(leaf: x509.Certificate, unregistered: frozenset[str]) -> TpmFacts:
     """Check what only section 8.3.1 asks of a certificate, and read what it says of the TPM."""
     if leaf.subject.rdns:
         raise bad_certificate("It has a subject.")
@@ -167,9 +167,9 @@ def _read_facts(leaf: x509.Certificate) -> TpmFacts:
         raise bad_certificate("It does not name the TPM.")
     manufacturer, model, version = _read_attributes(names)
     vendor = find_vendor(manufacturer)
-    if vendor is None:
+    if vendor is None and manufacturer not in unregistered:
         raise bad_certificate("The maker of the TPM is not registered with the TCG.")
-    return TpmFacts(vendor.name, model, version)
+    return TpmFacts(vendor.name if vendor else manufacturer, model, version)
 
 
 def _read_attributes(names: x509.SubjectAlternativeName) -> list[str]:
