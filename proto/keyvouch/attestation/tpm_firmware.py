@@ -78,14 +78,12 @@ class KnownFlaw:
 
 
 def known_flaws(manufacturer: str, firmware_version: int) -> tuple[KnownFlaw, ...]:
-    """Return the flaws of this firmware, the disqualifying ones first; none of makers that are not known.
+    """Return the flaws of this firmware; none of makers that are not registered.
 
     `manufacturer` is `id:XXXXXXXX`, digits in either case; `firmware_version` is the 64 bits that were attested.
     """
-    vendor = find_vendor(manufacturer)
-    of_maker = [flaw for flaw in _FLAWS if vendor is not None and flaw.manufacturer == vendor.identifier]
-    found = [flaw for flaw in of_maker if flaw.first <= firmware_version < flaw.fixed]
-    return tuple(sorted(found, key=lambda flaw: not flaw.disqualifying))
+    maker = _identifier(manufacturer)
+    return tuple(f for f in _FLAWS if f.manufacturer == maker and f.first <= firmware_version < f.fixed)
 
 
 def firmware_text(manufacturer: str, firmware_version: int) -> str:
@@ -95,9 +93,14 @@ def firmware_text(manufacturer: str, firmware_version: int) -> str:
     a last field of 8 (what fwupd shows as 5.62.12.13826, Infineon calls 5.62.3126.2).
     """
     upper, lower = divmod(firmware_version, 1 << 32)
-    vendor = find_vendor(manufacturer)
-    width = 8 if vendor is not None and vendor.identifier == _INFINEON else 16
+    width = 8 if _identifier(manufacturer) == _INFINEON else 16
     return ".".join(map(str, (*divmod(upper, 1 << 16), *divmod(lower, 1 << width))))
+
+
+def _identifier(manufacturer: str) -> str | None:
+    """How the table writes a maker, None if it is not registered."""
+    vendor = find_vendor(manufacturer)
+    return None if vendor is None else vendor.identifier
 
 
 def _version(major: int, minor: int, third: int = 0, fourth: int = 0) -> int:
@@ -118,8 +121,9 @@ def _roca(first: int, fixed: int) -> KnownFlaw:
 
 
 def _tpm_fail_st(first: int, fixed: int) -> KnownFlaw:
-    # st.com/tpm-update: 71.0, 71.4, 71.12; 73.0, 73.4, 73.5, 73.8, 73.9; 74.0, 74.4, 74.5, 74.8, 74.9, 74.16. Fixed in
-    # 71.16; 73.20, 73.21, 73.64, 73.65; 74.20, 74.21, 74.64, 74.65. So each major has one border between bad and good.
+    # st.com/content/st_com/en/campaigns/tpm-update.html: ST33TPHF 71.0, 71.4, 71.12; 73.0, 73.4, 73.5, 73.8, 73.9;
+    # 74.0, 74.4, 74.5, 74.8, 74.9, 74.16. Fixed in 71.16; 73.20, 73.21, 73.64, 73.65; 74.20, 74.21, 74.64, 74.65. So
+    # one border in each major tells bad from good.
     return KnownFlaw(
         _ST,
         first,

@@ -3,7 +3,8 @@
 A quote carries all of it under the signature of the attestation key that was activated at registration. What a change
 means is for policy: this module states facts.
 
-What is not here: comparison with what was reported before, known flaws of firmware (`keyvouch.attestation.tpm_firmware`).
+What is not here: comparison with what was reported before, and known flaws of firmware
+(`keyvouch.attestation.tpm_firmware`).
 """
 
 from __future__ import annotations

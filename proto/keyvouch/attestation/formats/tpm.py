@@ -78,8 +78,8 @@ def verify(
      5. the certificates are a valid path to an anchor for this format and model; neither the model nor a key
         in the path is distrusted
      6. the first certificate fits section 8.3.1: version 3, no subject, a subject alternative name with maker, model
-        and version of the TPM and a maker that is registered or known to the anchor, the extended key usage of attestation keys, not an authority;
-        its AAGUID extension, if there is one, names the AAGUID of the authenticator
+        and version of the TPM and a maker that is registered or that the anchor allows, the extended key usage of
+        attestation keys, not an authority; its AAGUID extension, if there is one, names the AAGUID of the authenticator
      7. sig verifies with its key and alg over certInfo
 
     Raises `MalformedError` or `EvidenceError` with `ATTESTATION_STATEMENT` (1, 7), `TPM` and the finer reason as
