@@ -1,4 +1,4 @@
-"""The contract of `KeyVault`: one body, run on every vault that needs no hardware."""
+"""The contract of `KeyVault`: one body for every vault; for a TPM an emulated one or, with `--tpm-device`, a real one."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from keyvouch_agent.system import SystemEntropy
 from keyvouch_agent.vaults.software import SoftwareVault
 from support.authenticators import FAST_KDF
 from support.memory_vault import MemoryVault
+from support.tpm_accounts import tpm_vault
 
 PIN, OTHER = b"123456", "päss wörd".encode()
 RP_ID = "login.example.org"
@@ -25,10 +26,14 @@ def pin_hash(pin: bytes) -> bytes:
     return hashlib.sha256(pin).digest()[:16]
 
 
-@pytest.fixture(params=["memory", "software"])
+@pytest.fixture(params=["memory", "software", "tpm"])
 def vault(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KeyVault]:
     if request.param == "memory":
         yield MemoryVault()
+        return
+    if request.param == "tpm":
+        with tpm_vault(request.getfixturevalue("tpm").tcti, tmp_path / "account") as made:
+            yield made
         return
     with SoftwareVault.open(tmp_path / "vault", SystemEntropy(), kdf=FAST_KDF) as opened:
         yield opened
@@ -64,7 +69,7 @@ def test_properties(vault: KeyVault) -> None:
     assert len(properties.aaguid) == 16
     assert properties.algorithms[0] == -7
     assert properties.pin_gated
-    assert properties.protection == "software"
+    assert properties.protection in {"software", "tpm"}
 
 
 def test_set_pin_leaves_it_locked(vault: KeyVault) -> None:

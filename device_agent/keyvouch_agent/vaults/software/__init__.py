@@ -6,8 +6,8 @@ counter in the file can be copied back with it. So the server counts failures to
 where this provider is good enough.
 """
 
+from keyvouch_agent.vaults.private_directory import FileSteps
 from keyvouch_agent.vaults.software.master_key import KdfParameters
-from keyvouch_agent.vaults.software.private_directory import FileSteps
 from keyvouch_agent.vaults.software.vault import SOFTWARE_AAGUID, SoftwareVault
 
 __all__ = ["SOFTWARE_AAGUID", "FileSteps", "KdfParameters", "SoftwareVault"]

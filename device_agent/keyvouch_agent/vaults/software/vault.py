@@ -29,9 +29,9 @@ from keyvouch_agent.authenticator.vault import (
     PinState,
     VaultProperties,
 )
+from keyvouch_agent.vaults.private_directory import FileSteps, PrivateDirectory
 from keyvouch_agent.vaults.software import vault_file
 from keyvouch_agent.vaults.software.master_key import KEY_LENGTH, KdfParameters, open_sealed, seal, unwrap, wrap
-from keyvouch_agent.vaults.software.private_directory import FileSteps, PrivateDirectory
 from keyvouch_agent.vaults.software.vault_file import PinRecord, SealedKey, VaultState
 
 __all__ = ["SOFTWARE_AAGUID", "SoftwareVault"]

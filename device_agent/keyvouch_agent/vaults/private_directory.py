@@ -96,6 +96,23 @@ class PrivateDirectory:
         except OSError as error:
             raise _failed(error) from error
 
+    def names(self, suffix: str) -> list[str]:
+        """Names of the files that end in `suffix`, sorted."""
+        try:
+            found = os.listdir(self._directory)  # noqa: PTH208 - of what was opened and checked, not of a path
+            return sorted(name for name in found if name.endswith(suffix))
+        except OSError as error:
+            raise _failed(error) from error
+
+    def remove(self, name: str) -> None:
+        """Remove a file durably. Does nothing where there is none."""
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self._directory)
+            self._steps.sync(self._directory)
+        except OSError as error:
+            raise _failed(error) from error
+
     def _replace(self, name: str, data: bytes) -> None:
         fresh = name + ".new"
         with suppress(FileNotFoundError):

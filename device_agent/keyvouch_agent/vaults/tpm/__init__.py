@@ -1,0 +1,15 @@
+"""The TPM vault: keys that a chip made and keeps, behind a PIN that the chip enforces.
+
+    connection, response_codes   one connection for one ceremony, every refusal in words
+    profile, templates, parent   what the TPM can do, what its keys are
+    sessions, pin_index          encrypted sessions; the PIN's counter
+    endorsement, attestation_key who made the TPM; what it says of its keys
+    account, account_file, key_file   what is kept on the disk
+    vault, pin_grant             the `KeyVault` port
+    registration, health         the ceremonies with the server
+    channel_key                  the key of the device channel
+    survey                       what a person may want to know of the TPM
+
+Modules here import tpm2-pytss, which loads libtss2. So nothing outside imports them before a TPM is wanted; but for
+`connection`, which says in words what is missing.
+"""
