@@ -113,7 +113,9 @@ def _add_descriptor(parser: argparse.ArgumentParser, name: str, what: str) -> No
 
 
 def _add_provider(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--provider", default="software", metavar="KIND", help="what holds the key (software)")
+    parser.add_argument(
+        "--provider", choices=("software", "tpm"), metavar="KIND", help="what holds the key: tpm, software"
+    )
 
 
 def _add_enroll(parser: argparse.ArgumentParser) -> None:
@@ -123,6 +125,7 @@ def _add_enroll(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tenant", required=True, metavar="NAME")
     parser.add_argument("--user", required=True, metavar="NAME")
     parser.add_argument("--name", metavar="NAME", help="what this device is called in lists; else its host name")
+    parser.add_argument("--replace", action="store_true", help="register anew an account that is enrolled here already")
     _add_provider(parser)
     _add_descriptor(parser, "--pin-fd", "the PIN")
     _add_descriptor(parser, "--access-pass-fd", "the Temporary Access Pass")
@@ -135,6 +138,7 @@ def _add_unregister(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_pin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("account", nargs="?", metavar="ACCOUNT", help="user name or device id, where there are several")
     parser.add_argument("--status", action="store_true", help="only show where the PIN stands")
     _add_provider(parser)
     _add_descriptor(parser, "--pin-fd", "the old PIN")

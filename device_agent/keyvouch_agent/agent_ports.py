@@ -12,7 +12,7 @@ from enum import StrEnum, unique
 from typing import Protocol, TypeAlias
 
 from keyvouch.ids import CredentialId, DeviceId
-from keyvouch_agent.ports import Assertion
+from keyvouch_agent.ports import Assertion, HealthReport, Provider, TpmEvidence, TpmGrant, TpmPreparation
 
 __all__ = [
     "Answer",
@@ -21,6 +21,8 @@ __all__ = [
     "DeviceServer",
     "EnrolmentServer",
     "EventHandler",
+    "HealthVerdict",
+    "KeyHolders",
     "LinkState",
     "Outcome",
     "Prompt",
@@ -32,6 +34,7 @@ __all__ = [
     "ServerEvent",
     "SignInState",
     "StateHandler",
+    "TpmOffer",
     "Welcome",
     "Withdrawn",
 ]
@@ -106,6 +109,14 @@ class RequiredAssurance:
 
 
 @dataclass(frozen=True, slots=True)
+class TpmOffer:
+    """TpmOffer: the ceremony key as a TPMT_PUBLIC, and how many wrong PINs block the key."""
+
+    ceremony_key: bytes
+    pin_limit: int
+
+
+@dataclass(frozen=True, slots=True)
 class RegistrationOffer:
     """BeginRegistrationResponse."""
 
@@ -118,6 +129,7 @@ class RegistrationOffer:
     algorithms: tuple[int, ...]
     expires_at: int
     required: RequiredAssurance
+    tpm: TpmOffer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +139,7 @@ class AttestationEvidence:
     client_data_json: bytes
     attestation_object: bytes
     channel_proof: bytes
+    tpm: TpmEvidence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +154,7 @@ class Registered:
     certificate_chain: tuple[bytes, ...]
     device_endpoint: str
     tenant_name: str
+    replaced_device_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +173,8 @@ class Welcome:
 
     server_version: str
     server_time: int
+    health_nonce: bytes = b""
+    health_pcrs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +206,16 @@ class Withdrawn:
     state: SignInState
 
 
-ServerEvent: TypeAlias = Welcome | Prompt | Outcome | Withdrawn
+@dataclass(frozen=True, slots=True)
+class HealthVerdict:
+    """What the server makes of a report: `good`, `drifted` or `failed`, why, and what the key counts for now."""
+
+    state: str
+    findings: tuple[str, ...]
+    assurance: str
+
+
+ServerEvent: TypeAlias = Welcome | Prompt | Outcome | Withdrawn | HealthVerdict
 EventHandler: TypeAlias = Callable[[ServerEvent], Awaitable[None]]
 StateHandler: TypeAlias = Callable[[LinkState, str], None]
 
@@ -202,12 +227,31 @@ class EnrolmentServer(Protocol):
         """Open a session that may register a method; return its access token."""
 
     async def begin_registration(
-        self, access_token: Secret, *, channel_public_key: bytes, display_name: str, provider: str
+        self,
+        access_token: Secret,
+        *,
+        channel_public_key: bytes,
+        display_name: str,
+        provider: str,
+        verifies: tuple[int, ...] = (),
     ) -> RegistrationOffer:
-        """Ask for a registration statement."""
+        """Ask for a registration statement; for a key in a TPM, `verifies` are the algorithms it can verify by."""
+
+    async def prepare_tpm(self, registration_token: Secret, preparation: TpmPreparation) -> TpmGrant:
+        """Show the TPM. The same request gives the same reply."""
 
     async def complete_registration(self, registration_token: Secret, evidence: AttestationEvidence) -> Registered:
         """Hand in the evidence. The same bytes give the same answer, however often they are sent."""
+
+
+class KeyHolders(Protocol):
+    """Where a registration has its key from, and gives it back to if it comes to nothing. Methods block."""
+
+    def new(self) -> tuple[str, Provider]:
+        """The holder for a new account, and the name the account has there, empty where accounts share one holder."""
+
+    def forget(self, provider: str, account: str, credential_id: CredentialId | None) -> None:
+        """Destroy a key; `provider` empty for the kind of the registration. Raises `DeviceError` where it cannot."""
 
 
 class DeviceServer(Protocol):
@@ -234,3 +278,6 @@ class PromptLink(Protocol):
 
     def send(self, answer: Answer) -> None:
         """Send now if the stream is open; the caller keeps the answer and sends it again after the next welcome."""
+
+    def report_health(self, report: HealthReport) -> None:
+        """Send now if the stream is open; else it is of no use."""

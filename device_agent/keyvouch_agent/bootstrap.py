@@ -11,30 +11,31 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from keyvouch.errors import KeyvouchError, Reason
 from keyvouch_agent.agent import Agent
 from keyvouch_agent.agent_ports import Clock, EventHandler, PromptLink, Secret, StateHandler
-from keyvouch_agent.authenticator.engine import Authenticator
 from keyvouch_agent.backoff import Backoff
 from keyvouch_agent.ceremonies.registration import RegistrationCeremony, RegistrationWish
+from keyvouch_agent.channel_keys import ChannelKeys
 from keyvouch_agent.device_link import DeviceLink, LinkPorts, OpenLink
 from keyvouch_agent.home import DAEMON_LOCK, ENROL_LOCK, Home
+from keyvouch_agent.key_holders import KeyHolderSet, ShelfHolders
 from keyvouch_agent.ledger import Enrolment, Ledger
 from keyvouch_agent.local_api import LocalApi
 from keyvouch_agent.logs import AgentLog
-from keyvouch_agent.ports import Provider, ProviderInteraction, ProviderKind
-from keyvouch_agent.provider_shelf import OpenProvider, ProviderShelf
-from keyvouch_agent.providers.built_in import BuiltInProvider
+from keyvouch_agent.ports import ProviderInteraction
+from keyvouch_agent.provider_shelf import ProviderShelf
 from keyvouch_agent.rpc.channel import enrolled_channel, public_channel
 from keyvouch_agent.rpc.device import DeviceClient
 from keyvouch_agent.rpc.enrolment import EnrolmentClient
 from keyvouch_agent.rpc.prompt_stream import PromptStream
-from keyvouch_agent.system import SystemClock, SystemEntropy, installed_version
-from keyvouch_agent.vaults.software import KdfParameters, SoftwareVault
+from keyvouch_agent.system import SystemClock, installed_version
+from keyvouch_agent.vaults.software import KdfParameters
 from keyvouch_agent.views import Document
 
 __all__ = [
@@ -43,8 +44,8 @@ __all__ = [
     "build_agent",
     "check_server",
     "enrol",
+    "key_holders",
     "open_shelf",
-    "provider_openers",
     "run_agent",
     "unregister",
 ]
@@ -60,29 +61,26 @@ class AgentParts:
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """What tests make faster. `kdf` of None is the vault's own, safe cost."""
+    """What tests make faster, or put in the place of. `kdf` of None is the vault's own, safe cost; `open_tcti` of None
+    the TPM that is configured.
+    """
 
     kdf: KdfParameters | None = None
+    open_tcti: Callable[[], Any] | None = None
     clock: Clock = field(default_factory=SystemClock)
     first_delay: float = 0.2
     longest_delay: float = 30.0
 
 
-def provider_openers(home: Home, tuning: Tuning | None = None) -> Mapping[str, OpenProvider]:
-    """What this agent can keep keys in, by kind."""
+def key_holders(home: Home, tuning: Tuning | None = None) -> KeyHolderSet:
+    """What this agent can keep keys in."""
     settings = tuning or Tuning()
-
-    def software() -> tuple[Provider, Callable[[], None]]:
-        entropy = SystemEntropy()
-        vault = SoftwareVault.open(home.folder("vault-software"), entropy, kdf=settings.kdf)
-        return BuiltInProvider(Authenticator(vault, settings.clock, entropy)), vault.close
-
-    return {ProviderKind.SOFTWARE.value: software}
+    return KeyHolderSet(home, settings.clock, kdf=settings.kdf, open_tcti=settings.open_tcti)
 
 
 def open_shelf(home: Home, tuning: Tuning | None = None) -> ProviderShelf:
     """The key providers of a home. `close` it at the end."""
-    return ProviderShelf(provider_openers(home, tuning))
+    return ProviderShelf(key_holders(home, tuning).makers())
 
 
 async def enrol(
@@ -103,17 +101,20 @@ async def enrol(
     server = EnrolmentClient(
         public_channel(wish.public_endpoint, authority_pem=authority), endpoint=wish.public_endpoint
     )
-    shelf = open_shelf(home, tuning)
+    holders = key_holders(home, tuning)
+    shelf = ProviderShelf(holders.makers())
     ceremony = RegistrationCeremony(
         ledger=Ledger(home),
         server=server,
-        provider=lambda: shelf.get(provider),
+        holders=ShelfHolders(shelf, provider),
         interaction=interaction,
         ask_access_pass=ask_access_pass,
         progress=progress,
+        channel_keys=holders.channel_keys(provider),
     )
     try:
         with home.lock(ENROL_LOCK):
+            await asyncio.to_thread(holders.sweep_tpm, shelf)
             return await ceremony.run(wish)
     finally:
         shelf.close()
@@ -123,7 +124,8 @@ async def enrol(
 def build_agent(*, home: Home, log: AgentLog, tuning: Tuning | None = None) -> AgentParts:
     """Put the agent together. Whoever runs it holds the home's daemon lock; see `run_agent`."""
     settings = tuning or Tuning()
-    ledger, shelf, signing = Ledger(home), open_shelf(home, settings), asyncio.Lock()
+    holders = key_holders(home, settings)
+    ledger, shelf, signing, keys = Ledger(home), ProviderShelf(holders.makers()), asyncio.Lock(), holders.channel_keys()
 
     def make_link(enrolment: Enrolment, emit: Callable[[Document], None]) -> DeviceLink:
         return DeviceLink(
@@ -132,8 +134,9 @@ def build_agent(*, home: Home, log: AgentLog, tuning: Tuning | None = None) -> A
                 ledger=ledger,
                 clock=settings.clock,
                 provider_of=shelf.get,
-                open_link=_stream_opener(settings),
-                device_server=_device_server,
+                channel_keys=keys,
+                open_link=_stream_opener(settings, keys),
+                device_server=lambda record: _device_server(record, keys),
                 log=log,
                 emit=emit,
                 signing=signing,
@@ -165,16 +168,25 @@ async def run_agent(*, home: Home, log: AgentLog, tuning: Tuning | None = None) 
             await running
 
 
-async def unregister(*, home: Home, enrolment: Enrolment, progress: Callable[[str], None], only_here: bool) -> int:
-    """Remove an enrolment from the server, then here. Returns how many sessions ended with it.
+async def unregister(
+    *,
+    home: Home,
+    enrolment: Enrolment,
+    progress: Callable[[str], None],
+    only_here: bool,
+    tuning: Tuning | None = None,
+) -> int:
+    """Remove an enrolment from the server, then its key and its record here. Returns how many sessions ended with it.
 
     A device that the server has removed already is removed here without more ado. With `only_here` the server is not
-    asked. Raises `UnavailableError` where it cannot be reached; then nothing was removed.
+    asked. Raises `UnavailableError` where it cannot be reached; then nothing was removed. A running agent of the same
+    home must have lent its providers.
     """
+    holders = key_holders(home, tuning)
     ended = 0
     if not only_here:
         progress(f"Waiting for the server {enrolment.device_endpoint}.")
-        server = _device_server(enrolment)
+        server = _device_server(enrolment, holders.channel_keys())
         try:
             ended = await server.unregister()
         except KeyvouchError as error:
@@ -182,30 +194,42 @@ async def unregister(*, home: Home, enrolment: Enrolment, progress: Callable[[st
                 raise
         finally:
             await server.close()
+    await asyncio.to_thread(_forget_key, holders, enrolment, progress)
     await asyncio.to_thread(Ledger(home).remove, enrolment.device_id)
     return ended
 
 
-async def check_server(enrolment: Enrolment) -> str:
+def _forget_key(holders: KeyHolderSet, enrolment: Enrolment, progress: Callable[[str], None]) -> None:
+    """Destroy the key. It opens nothing any more, so that its holder is away is no reason to keep the record."""
+    shelf = ProviderShelf(holders.makers())
+    try:
+        ShelfHolders(shelf, enrolment.provider).forget("", enrolment.account, enrolment.credential_id)
+    except KeyvouchError as error:
+        progress(f"The key could not be destroyed now: {error.message} `keyvouch-agent tpm forget` tries again.")
+    finally:
+        shelf.close()
+
+
+async def check_server(home: Home, enrolment: Enrolment) -> str:
     """Ask the device listener for this device's name. Raises what is wrong with the channel."""
-    server = _device_server(enrolment)
+    server = _device_server(enrolment, key_holders(home).channel_keys())
     try:
         return await server.display_name()
     finally:
         await server.close()
 
 
-def _device_server(enrolment: Enrolment) -> DeviceClient:
-    return DeviceClient(enrolled_channel(enrolment), endpoint=enrolment.device_endpoint)
+def _device_server(enrolment: Enrolment, keys: ChannelKeys) -> DeviceClient:
+    return DeviceClient(enrolled_channel(enrolment, keys))
 
 
-def _stream_opener(settings: Tuning) -> OpenLink:
+def _stream_opener(settings: Tuning, keys: ChannelKeys) -> OpenLink:
     version = installed_version()
     jitter = random.SystemRandom()
 
     def open_link(current: Callable[[], Enrolment], on_event: EventHandler, on_state: StateHandler) -> PromptLink:
         return PromptStream(
-            open_channel=lambda: enrolled_channel(current()),
+            open_channel=lambda: enrolled_channel(current(), keys),
             endpoint=current().device_endpoint,
             agent_version=version,
             on_event=on_event,

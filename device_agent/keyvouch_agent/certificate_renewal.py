@@ -7,12 +7,13 @@ logged and tried again. The new chain is verified like the first one and used at
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from keyvouch.errors import KeyvouchError
 from keyvouch_agent.agent_ports import DeviceServer
-from keyvouch_agent.channel_identity import ChannelKey, VerifiedChain, verify_chain
+from keyvouch_agent.channel_identity import VerifiedChain, verify_chain
+from keyvouch_agent.channel_keys import ChannelKeys
 from keyvouch_agent.ledger import Enrolment
 from keyvouch_agent.logs import AgentLog
 from keyvouch_agent.server_time import ServerTime
@@ -34,12 +35,14 @@ class CertificateRenewal:
         store: Callable[[Enrolment], Awaitable[None]],
         device_server: Callable[[Enrolment], DeviceServer],
         server_time: ServerTime,
+        channel_keys: ChannelKeys,
         log: AgentLog,
     ) -> None:
         self._current = current
         self._store = store
         self._device_server = device_server
         self._server_time = server_time
+        self._channel_keys = channel_keys
         self._log = log
         self._woken = asyncio.Event()
 
@@ -71,11 +74,7 @@ class CertificateRenewal:
         enrolment = self._current()
         server = self._device_server(enrolment)
         try:
-            chain = verify_chain(
-                await server.renew_certificate(),
-                server_id=enrolment.server_id,
-                channel_key=ChannelKey(enrolment.channel_key).spki,
-            )
+            chain = self._verify(await server.renew_certificate(), enrolment)
             await self._store(replace(enrolment, certificate_chain=chain.certificates))
         except KeyvouchError as error:
             self._log.warning("certificate-not-renewed", device=enrolment.device_id, reason=error.reason)
@@ -86,8 +85,8 @@ class CertificateRenewal:
         return chain.renew_at > self._server_time.now()
 
     def _chain(self, enrolment: Enrolment) -> VerifiedChain:
-        return verify_chain(
-            enrolment.certificate_chain,
-            server_id=enrolment.server_id,
-            channel_key=ChannelKey(enrolment.channel_key).spki,
-        )
+        return self._verify(enrolment.certificate_chain, enrolment)
+
+    def _verify(self, certificates: Sequence[bytes], enrolment: Enrolment) -> VerifiedChain:
+        key = self._channel_keys.load(enrolment.channel_key)
+        return verify_chain(certificates, server_id=enrolment.server_id, channel_key=key.spki)

@@ -1,8 +1,7 @@
-"""The device channel's key and certificate: how an enrolled device proves itself to the server, and the server to it.
+"""The device channel's certificates: how an enrolled device proves itself to the server, and the server to it.
 
-The key is P-256, made here, and its protection is named honestly: the file permissions of the ledger and nothing
-else. It opens the channel and signs denials; it can approve nothing. Not here: where it is kept (`ledger`), the
-channel itself (`rpc`), dates (the TLS library judges them at every connection).
+Not here: the key they are for (`channel_keys`), where they are kept (`ledger`), the channel itself (`rpc`), dates
+(the TLS library judges them at every connection).
 """
 
 from __future__ import annotations
@@ -10,68 +9,21 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from keyvouch.errors import DeviceError, EvidenceError, Reason
+from keyvouch.errors import EvidenceError, Reason
 from keyvouch.ids import ServerId
-from keyvouch.proofs import sign_proof, spki_of
-from keyvouch.statement import Purpose
 
-__all__ = ["ChannelKey", "VerifiedChain", "make_channel_key", "verify_chain"]
+__all__ = ["VerifiedChain", "verify_chain"]
 
 RENEW_AFTER = 2 / 3
 """Part of a certificate's life after which the agent asks for the next one."""
 
 MAX_CHAIN = 4
-
-
-@dataclass(frozen=True, slots=True)
-class ChannelKey:
-    """A P-256 private key as PKCS#8 DER. Its repr shows nothing."""
-
-    pkcs8: bytes = field(repr=False)
-
-    @property
-    def spki(self) -> bytes:
-        """DER SubjectPublicKeyInfo of the public half."""
-        return spki_of(self._load().public_key())
-
-    @property
-    def pem(self) -> bytes:
-        """The private key in PEM, for the TLS library."""
-        return self._load().private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-
-    def sign(self, purpose: Purpose, statement: bytes) -> bytes:
-        """DER ECDSA signature over the statement's signed message."""
-        return sign_proof(self._load(), purpose, statement)
-
-    def _load(self) -> ec.EllipticCurvePrivateKey:
-        try:
-            key = serialization.load_der_private_key(self.pkcs8, password=None)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            key = None
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
-            raise DeviceError(
-                Reason.LEDGER_CORRUPT,
-                "The channel key in the enrolment record is not a P-256 key.",
-                fix="Remove the enrolment with `keyvouch-agent unregister`, then enrol again.",
-            )
-        return key
-
-
-def make_channel_key() -> ChannelKey:
-    """Make a fresh key; the entropy is the cryptographic library's."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    return ChannelKey(
-        key.private_bytes(serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from keyvouch_agent.agent_ports import (
     Clock,
     DeviceServer,
     EventHandler,
+    HealthVerdict,
     LinkState,
     Outcome,
     Prompt,
@@ -36,11 +37,14 @@ from keyvouch_agent.agent_ports import (
 )
 from keyvouch_agent.ceremonies.sign_in import Review, SignInCeremony
 from keyvouch_agent.certificate_renewal import CertificateRenewal
+from keyvouch_agent.channel_keys import ChannelKeys
+from keyvouch_agent.health_reporting import HealthReporting
 from keyvouch_agent.ledger import Enrolment, KeptAnswer, Ledger
 from keyvouch_agent.logs import AgentLog
 from keyvouch_agent.ports import Provider, ProviderCapabilities, ProviderInteraction
+from keyvouch_agent.provider_shelf import ProviderKey
 from keyvouch_agent.server_time import ServerTime
-from keyvouch_agent.views import Document, enrolment_document, outcome_document, prompt_document
+from keyvouch_agent.views import Document, enrolment_document, health_document, outcome_document, prompt_document
 
 __all__ = ["DeviceLink", "LinkPorts", "OpenLink", "PromptState"]
 
@@ -76,7 +80,8 @@ class LinkPorts:
 
     ledger: Ledger
     clock: Clock
-    provider_of: Callable[[str], Provider]
+    provider_of: Callable[[ProviderKey], Provider]
+    channel_keys: ChannelKeys
     open_link: OpenLink
     device_server: Callable[[Enrolment], DeviceServer]
     log: AgentLog
@@ -107,14 +112,28 @@ class DeviceLink:
         self.state = LinkState.CONNECTING
         self.detail = ""
         self._ports = ports
+        self._protection = ports.channel_keys.load(enrolment.channel_key).protection
         self._time = ServerTime(ports.clock)
-        self._ceremony = SignInCeremony(enrolment=enrolment, provider=self._provider, server_now=self._time.now)
+        self._ceremony = SignInCeremony(
+            enrolment=enrolment,
+            provider=self._provider,
+            channel_keys=ports.channel_keys,
+            server_now=self._time.now,
+        )
         self._stream = ports.open_link(lambda: self.enrolment, self._on_event, self._on_state)
         self._renewal = CertificateRenewal(
             current=lambda: self.enrolment,
             store=self._store,
             device_server=ports.device_server,
             server_time=self._time,
+            channel_keys=ports.channel_keys,
+            log=ports.log,
+        )
+        self._health = HealthReporting(
+            current=lambda: self.enrolment,
+            provider=self._provider,
+            signing=ports.signing,
+            send=self._stream.report_health,
             log=ports.log,
         )
         self._prompts: dict[str, _Pending] = {}
@@ -129,6 +148,7 @@ class DeviceLink:
             return await self._stream.run()
         finally:
             renewal.cancel()
+            self._health.stop()
             for prompt_id in list(self._prompts):
                 self._forget(prompt_id)
 
@@ -137,11 +157,12 @@ class DeviceLink:
     def status(self) -> Document:
         """The enrolment and how its stream fares."""
         return {
-            **enrolment_document(self.enrolment),
+            **enrolment_document(self.enrolment, channel_key=self._protection),
             "state": self.state.value,
             "detail": self.detail,
             "pending": sum(p.state is not PromptState.SENT for p in self._prompts.values()),
             "unacknowledged": len(self._sent),
+            **health_document(self._health.verdict),
         }
 
     def prompts(self) -> list[Document]:
@@ -175,9 +196,19 @@ class DeviceLink:
         return await self._deliver(pending, answer)
 
     async def refuse(self, prompt_id: str, decision: Decision) -> Document:
-        """Sign a denial or a report and send it."""
+        """Sign a denial or a report and send it.
+
+        Raises the channel key's `DeviceError`; then the prompt waits again.
+        """
         pending = self._take(prompt_id)
-        return await self._deliver(pending, self._ceremony.refuse(pending.review, decision))
+        pending.state = PromptState.SIGNING
+        try:
+            answer = await asyncio.to_thread(self._ceremony.refuse, pending.review, decision)
+            self._check_still_open(prompt_id, pending)
+        except BaseException:
+            pending.state = PromptState.WAITING
+            raise
+        return await self._deliver(pending, answer)
 
     def _take(self, prompt_id: str) -> _Pending:
         pending = self._prompts.get(prompt_id)
@@ -251,12 +282,15 @@ class DeviceLink:
                 await self._on_outcome(event)
             case Withdrawn():
                 await self._on_withdrawn(event)
+            case HealthVerdict():
+                self._health.judged(event)
             case _:
                 assert_never(event)
 
     async def _on_welcome(self, welcome: Welcome) -> None:
         self._time.learn(welcome.server_time)
         self._renewal.wake()
+        self._health.welcomed(welcome)
         for prompt_id, sent in list(self._sent.items()):
             if sent.kept.expires_at <= self._time.now():
                 await self._drop_answer(prompt_id)
@@ -337,7 +371,7 @@ class DeviceLink:
         return prompt_document(pending.review, self.enrolment, server_now=self._time.now())
 
     def _provider(self) -> Provider:
-        return self._ports.provider_of(self.enrolment.provider)
+        return self._ports.provider_of(ProviderKey(self.enrolment.provider, self.enrolment.account))
 
     async def _store(self, enrolment: Enrolment) -> None:
         await asyncio.to_thread(self._ports.ledger.record, enrolment)

@@ -6,8 +6,8 @@
 
 Each file is one strict JSON object, written whole or not at all (`home`). A registration is staged before it is
 sent and an answer is kept before it is sent, so a crash repeats the same bytes and never a new act. No file holds
-a PIN, a Temporary Access Pass or a session token; the enrolment holds the channel key, see
-`CHANNEL_KEY_PROTECTION`.
+a PIN, a Temporary Access Pass or a session token; the enrolment holds the channel key as it is stored, see
+`channel_keys`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,7 @@ from keyvouch_agent.home import Home
 from keyvouch_agent.ports import Assertion
 from keyvouch_agent.strict_json import COUNT, Field, dump_object, octets, octets_list, parse_object, text
 
-__all__ = ["CHANNEL_KEY_PROTECTION", "Enrolment", "KeptAnswer", "Ledger", "StagedRegistration"]
-
-CHANNEL_KEY_PROTECTION = "sealed by file permissions only"
-"""The honest label of the channel key."""
+__all__ = ["Enrolment", "KeptAnswer", "Ledger", "StagedRegistration"]
 
 LONGEST_FILE = 256 * 1024
 
@@ -41,8 +38,9 @@ _VERSION = 1
 class Enrolment:
     """One account on this device.
 
-    `public_ca` is PEM, empty for the system's anchors; `channel_key` PKCS#8 DER; `certificate_chain` DER, the
-    device's certificate first, the server's identity certificate last.
+    `public_ca` is PEM, empty for the system's anchors; `channel_key` as it is stored; `certificate_chain` DER, the
+    device's certificate first, the server's identity certificate last; `account` names the folder of the provider that
+    keeps each account's keys apart, empty for one that does not.
     """
 
     FORMAT: ClassVar[str] = "keyvouch enrolment"
@@ -63,6 +61,7 @@ class Enrolment:
         "channel_key": octets(),
         "certificate_chain": octets_list(4),
     }
+    ADDED: ClassVar[Mapping[str, Field]] = {"account": text(32)}
 
     public_endpoint: str
     public_ca: str
@@ -79,6 +78,7 @@ class Enrolment:
     provider: str
     channel_key: bytes = field(repr=False)
     certificate_chain: tuple[bytes, ...] = field(repr=False)
+    account: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,7 @@ class StagedRegistration:
         "attestation_object": octets(65536),
         "channel_proof": octets(),
     }
+    ADDED: ClassVar[Mapping[str, Field]] = {"account": text(32), "tpm_evidence": octets_list(6)}
 
     public_endpoint: str
     public_ca: str
@@ -117,6 +118,9 @@ class StagedRegistration:
     client_data_json: bytes = field(repr=False)
     attestation_object: bytes = field(repr=False)
     channel_proof: bytes = field(repr=False)
+    account: str = ""
+    tpm_evidence: tuple[bytes, ...] = field(default=(), repr=False)
+    """The members of `TpmEvidence` in their order, two for each certification; none for a key that is in no TPM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +140,7 @@ class KeptAnswer:
         "user_handle": octets(64),
         "channel_signature": octets(),
     }
+    ADDED: ClassVar[Mapping[str, Field]] = {}
 
     device_id: str
     expires_at: int
@@ -251,7 +256,7 @@ class Ledger:
         data = self.home.read(name, longest=LONGEST_FILE)
         shape = {"format": text(40), "version": COUNT, **kind.FIELDS}
         try:
-            values: dict[str, Any] = parse_object(data, shape, longest=LONGEST_FILE)
+            values: dict[str, Any] = parse_object(data, shape, longest=LONGEST_FILE, optional=kind.ADDED)
         except MalformedError as error:
             raise self._corrupt(name, error.message) from error
         if (values.pop("format"), values.pop("version")) != (kind.FORMAT, _VERSION):
@@ -259,7 +264,7 @@ class Ledger:
         return kind(**values)
 
     def _store(self, name: str, record: _Record) -> None:
-        values = {field_name: getattr(record, field_name) for field_name in record.FIELDS}
+        values = {name: getattr(record, name) for name in (*record.FIELDS, *record.ADDED)}
         self.home.write(name, dump_object({"format": record.FORMAT, "version": _VERSION, **values}, indent=1))
 
     def _corrupt(self, name: str, why: str) -> DeviceError:

@@ -2,8 +2,10 @@
 
     provider.capabilities()                 no prompt, no touch
     session = provider.open(ui, rp_id=...)  one session for one ceremony with one relying party
-      session.prepare(offer)                what the server must see before the key is made
+      session.prepare(offer)                what the server must see before the key is made, where there is anything
+      session.accept(grant)                 what the server allows upon it
       session.create_key(creation)          -> Registration
+      session.evidence(statement, channel)  what proves more of the key than its attestation statement
       session.sign(use)                     -> Assertion
       session.pin()                         -> PinControl, or None where there is no PIN to manage
       session.cancel()                      from any thread: withdraw what the user is being asked
@@ -11,15 +13,16 @@
 
 All failures are `DeviceError`: `PIN_NOT_SET`, `PIN_WRONG` and `PIN_BLOCKED` (with `retries_left`),
 `PIN_POWER_CYCLE`, `PIN_POLICY`, `USER_CANCELLED`, `USER_TIMEOUT`, `KEY_NOT_FOUND`, `CREDENTIAL_EXISTS`,
-`KEY_STORE_FULL`, `UNSUPPORTED`, `VAULT_*`, `DEVICE_FAILED`. A request for another relying party than the
-session's is a `RefusedError` with `WRONG_SERVER`. Methods block; a caller with an event loop uses a thread.
+`KEY_STORE_FULL`, `UNSUPPORTED`, `VAULT_*`, `TPM_*`, `DEVICE_KEY_LOST`, `DEVICE_FAILED`. A request for another relying
+party than the session's is a `RefusedError` with `WRONG_SERVER`. Methods block; a caller with an event loop uses a
+thread.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum, unique
 from types import TracebackType
 from typing import Protocol, Self
@@ -28,11 +31,13 @@ from keyvouch.ids import CredentialId
 
 __all__ = [
     "Assertion",
-    "Evidence",
     "Gate",
+    "GateOffer",
+    "HealthReport",
     "KeyCreation",
     "KeyProtection",
     "KeyUse",
+    "NativeSteps",
     "Pin",
     "PinControl",
     "PresenceContext",
@@ -42,6 +47,10 @@ __all__ = [
     "ProviderKind",
     "ProviderSession",
     "Registration",
+    "TpmCertification",
+    "TpmEvidence",
+    "TpmGrant",
+    "TpmPreparation",
 ]
 
 
@@ -130,14 +139,60 @@ class ProviderCapabilities:
     min_pin_length: int
     attestation_formats: tuple[str, ...]
     aaguid: bytes = bytes(16)
+    verifies: tuple[int, ...] = ()
+    """COSE algorithms a TPM can verify a ceremony key by, best first; empty for what is no TPM."""
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
-    """A piece of native evidence beside the WebAuthn containers; `kind` names its structure, e.g. `tpm.nv_certify`."""
+class GateOffer:
+    """What a PIN gate in a TPM is made of: the account's device id, the server's ceremony key (TPMT_PUBLIC), the limit
+    of wrong PINs. See `keyvouch.attestation.pin_gate`.
+    """
 
-    kind: str
-    data: bytes
+    device_id: str
+    ceremony_key: bytes
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class TpmPreparation:
+    """PrepareTpmRequest."""
+
+    endorsement_key: bytes
+    endorsement_certificates: tuple[bytes, ...]
+    attestation_key: bytes
+    pin_index: bytes
+    session_nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TpmGrant:
+    """PrepareTpmResponse. `sealed_certificate` is empty where nobody vouches for the endorsement key."""
+
+    credential_blob: bytes
+    encrypted_secret: bytes
+    sealed_certificate: bytes
+    first_write: bytes
+    pin_change: bytes
+    statement: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TpmCertification:
+    """TPMS_ATTEST and TPMT_SIGNATURE."""
+
+    attest: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TpmEvidence:
+    """TpmEvidence. `channel_key` is empty, and its certification None, where that key is not in the TPM."""
+
+    activation: bytes
+    pin_index: TpmCertification
+    channel_key: bytes = b""
+    channel_key_certification: TpmCertification | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +227,6 @@ class Registration:
     credential_id: CredentialId
     client_data: bytes
     attestation_object: bytes
-    evidence: tuple[Evidence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +247,16 @@ class PresenceContext:
     purpose: str
     rp_id: str
     user_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReport:
+    """HealthReport: a quote with the PCR values it is over, or the reason why there is none."""
+
+    quote: TpmCertification | None = None
+    pcr_values: Mapping[int, bytes] = field(default_factory=dict)
+    event_log: bytes = field(default=b"", repr=False)
+    trouble: str = ""
 
 
 class ProviderInteraction(Protocol):
@@ -233,11 +297,33 @@ class PinControl(Protocol):
         """Put `new` in the place of `old`. Raises `PIN_POLICY`, `PIN_WRONG`, `PIN_BLOCKED`, `PIN_POWER_CYCLE`."""
 
 
+class NativeSteps(Protocol):
+    """What a holder of keys does at registration beside WebAuthn."""
+
+    def prepare(self, offer: GateOffer) -> TpmPreparation:
+        """Show the server what it must see before the key is made."""
+
+    def accept(self, grant: TpmGrant) -> None:
+        """Take what the server allows. The PIN can be set after this, and not before."""
+
+    def evidence(self, statement: bytes, channel_key: bytes) -> TpmEvidence:
+        """Prove what the attestation statement cannot, for this registration statement. `channel_key` as stored."""
+
+    def close(self) -> None:
+        """Let go of what the steps held. Does nothing the second time."""
+
+
 class ProviderSession(Protocol):
     """One ceremony with one provider."""
 
-    def prepare(self, offer: Mapping[str, bytes]) -> tuple[Evidence, ...]:
-        """Answer the server's offer with what it must see first (TPM: EK, AK, PIN index). Others: nothing."""
+    def prepare(self, offer: GateOffer) -> TpmPreparation | None:
+        """See `NativeSteps`; None where there is nothing to show."""
+
+    def accept(self, grant: TpmGrant) -> None:
+        """See `NativeSteps`. Raises `UsageError` where nothing was shown."""
+
+    def evidence(self, statement: bytes, channel_key: bytes) -> TpmEvidence | None:
+        """See `NativeSteps`; None where nothing was shown."""
 
     def create_key(self, creation: KeyCreation) -> Registration:
         """Make a key inside the provider and have it attested."""
@@ -264,10 +350,19 @@ class ProviderSession(Protocol):
 
 
 class Provider(Protocol):
-    """Something that holds keys."""
+    """Something that holds keys; of a TPM, the keys of one account."""
 
     def capabilities(self) -> ProviderCapabilities:
         """What it is and can do. No prompt, no touch."""
 
     def open(self, ui: ProviderInteraction, *, rp_id: str) -> ProviderSession:
         """Start a ceremony. `rp_id` is the one in the enrolment record, or in the registration that makes it."""
+
+    def health(self, qualifying_data: bytes, pcrs: Sequence[int]) -> HealthReport | None:
+        """What the holder says of itself, over `qualifying_data`; None where it says nothing. Blocks, never raises."""
+
+    def forget(self, credential_id: CredentialId | None) -> None:
+        """Destroy a key that is not registered any more, and with the account's only one the account (TPM).
+
+        None where no key came to be. Where the holder lets nobody destroy single keys, nothing happens.
+        """

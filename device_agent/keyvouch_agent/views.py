@@ -9,14 +9,22 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 from keyvouch.errors import DeviceError, KeyvouchError
-from keyvouch_agent.agent_ports import Outcome
-from keyvouch_agent.ledger import CHANNEL_KEY_PROTECTION, Enrolment
+from keyvouch_agent.agent_ports import HealthVerdict, Outcome
+from keyvouch_agent.ledger import Enrolment
 from keyvouch_agent.ports import ProviderCapabilities
 
 if TYPE_CHECKING:  # it brings the cryptographic library along, which most commands do without
     from keyvouch_agent.ceremonies.sign_in import Review
 
-__all__ = ["Document", "enrolment_document", "error_document", "outcome_document", "pin_document", "prompt_document"]
+__all__ = [
+    "Document",
+    "enrolment_document",
+    "error_document",
+    "health_document",
+    "outcome_document",
+    "pin_document",
+    "prompt_document",
+]
 
 Document: TypeAlias = Mapping[str, object]
 
@@ -52,6 +60,13 @@ def prompt_document(review: Review, enrolment: Enrolment, *, server_now: float) 
     }
 
 
+def health_document(verdict: HealthVerdict | None) -> Document:
+    """What the server makes of the key's holder; nothing where it does not ask."""
+    if verdict is None:
+        return {}
+    return {"health": verdict.state, "findings": list(verdict.findings), "assurance": verdict.assurance}
+
+
 def outcome_document(outcome: Outcome) -> Document:
     """What became of an answer."""
     return {
@@ -63,8 +78,8 @@ def outcome_document(outcome: Outcome) -> Document:
     }
 
 
-def enrolment_document(enrolment: Enrolment) -> Document:
-    """An enrolment without its secrets."""
+def enrolment_document(enrolment: Enrolment, *, channel_key: str) -> Document:
+    """An enrolment without its secrets. `channel_key` is that key's `protection`."""
     return {
         "device_id": enrolment.device_id,
         "display_name": enrolment.display_name,
@@ -79,7 +94,7 @@ def enrolment_document(enrolment: Enrolment) -> Document:
         "rp_id": enrolment.rp_id,
         "provider": enrolment.provider,
         "key": KEY_LABELS.get(enrolment.provider, enrolment.provider),
-        "channel_key": CHANNEL_KEY_PROTECTION,
+        "channel_key": channel_key,
     }
 
 

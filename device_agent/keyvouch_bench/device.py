@@ -219,6 +219,11 @@ class PromptStream:
         """The next outcome; other messages before it are passed over."""
         return (await self._next("outcome", seconds)).outcome
 
+    async def health(self, report: prompts.HealthReport, seconds: float = 20.0) -> prompts.HealthVerdict:
+        """Report the health of a TPM; returns what the server makes of it."""
+        await self._write(prompts.StreamPromptsRequest(health=report))
+        return (await self._next("health", seconds)).health
+
     async def withdrawn(self, seconds: float = 20.0) -> prompts.Withdrawn:
         """The next withdrawal; other messages before it are passed over."""
         return (await self._next("withdrawn", seconds)).withdrawn

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from tpm2_pytss import ESAPI, TCTILdr
 from tpm2_pytss.constants import TPM2_CAP, TPM2_PT, TPM2_PT_NV
@@ -41,6 +41,30 @@ class TpmContents:
         new = [f"{kind} 0x{handle:08X} was left" for kind, (was, now) in kinds.items() for handle in sorted(now - was)]
         gone = [f"{kind} 0x{handle:08X} is gone" for kind, (was, now) in kinds.items() for handle in sorted(was - now)]
         return (*new, *gone)
+
+
+@dataclass(frozen=True, slots=True)
+class TpmDevice:
+    """A real TPM, with as much of the emulated one's interface as it can have."""
+
+    tcti: str
+
+    @classmethod
+    def at(cls, place: str) -> Self:
+        """The TPM of a device file such as `/dev/tpmrm0`, or of any TCTI string."""
+        return cls(f"device:{place}" if place.startswith("/") else place)
+
+    def contents(self) -> TpmContents:
+        """All its handles."""
+        return read_contents(self.tcti)
+
+    def loaded_handles(self) -> frozenset[int]:
+        """Transient objects and sessions that are loaded or saved now, as far as a resource manager shows them."""
+        return self.contents().loaded
+
+    def lockout_counter(self) -> int:
+        """Failures counted by the dictionary attack protection (TPM_PT_LOCKOUT_COUNTER)."""
+        return read_lockout_counter(self.tcti)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -14,6 +15,14 @@ from support.repository import ROOT
 
 PYTHON_WITHOUT_VENV = f"""#!/bin/sh
 case "$*" in *'import ensurepip, venv'*) exit 1 ;; esac
+exec {sys.executable} "$@"
+"""
+
+PYTHON_THAT_CANNOT_INSTALL = f"""#!/bin/sh
+case "$*" in
+    *'pip install'*) echo 'the compiler said no'; exit 1 ;;
+    *keyvouch_bench.demo*) echo 'the demo ran'; exit 0 ;;
+esac
 exec {sys.executable} "$@"
 """
 
@@ -86,3 +95,73 @@ def test_root_installs_it_and_a_failure_is_shown(machine: Path):
     assert update.startswith("update")
     assert install.startswith("install -y")
     assert install.endswith("-venv")
+
+
+# What the TPM needs
+
+
+@pytest.fixture
+def without_tss(machine: Path) -> Path:
+    """A machine that cannot compile the TPM library, used by somebody who may not install anything."""
+    program(machine, "pkg-config", "#!/bin/sh\nexit 1\n")
+    program(machine, "id", "#!/bin/sh\necho 1000\n")
+    program(machine, "sudo", "#!/bin/sh\nexit 1\n")
+    return machine
+
+
+@pytest.mark.parametrize("command", ["setup", "lint", "test"])
+def test_the_tests_want_libtss2(without_tss: Path, command: str):
+    done = run(without_tss, command)
+    assert done.returncode != 0
+    assert "sudo apt-get update && sudo apt-get install -y libtss2-dev pkg-config\n" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["demo", "bench", "exec", "doctor"])
+def test_what_works_without_a_tpm_does_not_want_libtss2(without_tss: Path, command: str):
+    done = run(without_tss, command, "--help")
+    assert "-venv\n" in done.stderr
+    assert "libtss2" not in done.stderr
+
+
+def test_setup_tpm_wants_it_by_name(prepared: Path):
+    program(prepared, "pkg-config", "#!/bin/sh\nexit 1\n")
+    program(prepared, "id", "#!/bin/sh\necho 1000\n")
+    program(prepared, "sudo", "#!/bin/sh\nexit 1\n")
+    done = run(prepared, "setup", "tpm")
+    assert done.returncode != 0
+    assert "install -y libtss2-dev pkg-config\n" in done.stderr
+
+
+@pytest.fixture
+def prepared(machine: Path) -> Path:
+    """A machine with a ready environment, an emulated TPM and libtss2, on which nothing more can be installed."""
+    program(machine, "swtpm", "#!/bin/sh\n")
+    program(machine, "pkg-config", "#!/bin/sh\n")
+    program(machine, "python3", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (machine / ".venv/bin").mkdir(parents=True)
+    shutil.copy(machine / "bin/python3", machine / ".venv/bin/python")
+    (machine / ".venv/bin/python").write_text(PYTHON_THAT_CANNOT_INSTALL)
+    parts = ((machine / "pyproject.toml").read_bytes(), str(machine.resolve()).encode(), sys.version.encode())
+    fingerprint = hashlib.sha256(b"\0".join(parts)).hexdigest()
+    (machine / ".venv/keyvouch-stamp").write_text(f"bench {fingerprint}\n")
+    return machine
+
+
+def test_a_tpm_library_that_cannot_be_installed_does_not_keep_the_demo_from_running(prepared: Path):
+    done = run(prepared, "demo")
+    assert (done.returncode, done.stdout) == (0, "the demo ran\n")
+    assert "the compiler said no" in done.stderr
+    assert "the software key does the work" in done.stderr
+
+
+def test_without_a_tpm_of_any_kind_the_library_is_not_even_tried(prepared: Path):
+    program(prepared, "pkg-config", "#!/bin/sh\nexit 1\n")
+    done = run(prepared, "demo")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "the demo ran\n", "")
+
+
+def test_a_tpm_library_that_is_there_is_not_installed_again(prepared: Path):
+    stamp = (prepared / ".venv/keyvouch-stamp").read_text().split()[1]
+    (prepared / ".venv/keyvouch-extra-tpm").write_text(f"{stamp}\n")
+    done = run(prepared, "demo")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "the demo ran\n", "")

@@ -86,6 +86,14 @@ def test_every_command_leads_to_a_function_in_the_wheel(wheel: zipfile.ZipFile, 
         assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, target
 
 
+def test_the_pytest_plugin_is_announced_and_in_it(wheel: zipfile.ZipFile, names: set[str]):
+    (path,) = [name for name in names if name.endswith("entry_points.txt")]
+    parser = ConfigParser()
+    parser.read_string(wheel.read(path).decode())
+    assert dict(parser["pytest11"]) == {"keyvouch": "keyvouch_bench.plugin"}
+    assert "keyvouch_bench/plugin.py" in names
+
+
 @pytest.mark.parametrize("folder", ["proto", "server", "device_agent", "tests"])
 def test_a_folder_of_the_repository_is_not_a_package(folder: str):
     assert not (ROOT / folder / "__init__.py").exists()

@@ -1,4 +1,4 @@
-"""The contract of `KeyVault`: one body for every vault; for a TPM an emulated one or, with `--tpm-device`, a real one."""
+"""The contract of `KeyVault`: one body for every vault; a TPM is emulated, or with `--tpm-device` a real one."""
 
 from __future__ import annotations
 

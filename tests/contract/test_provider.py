@@ -18,6 +18,7 @@ from keyvouch_agent.authenticator.engine import Authenticator
 from keyvouch_agent.authenticator.vault import KeyVault
 from keyvouch_agent.ports import (
     Gate,
+    GateOffer,
     KeyCreation,
     KeyProtection,
     KeyUse,
@@ -99,7 +100,7 @@ def test_registration_is_bound_to_challenge_origin_and_relying_party(
     provider: Provider, ui: ScriptedInteraction, vault: KeyVault
 ) -> None:
     with provider.open(ui, rp_id=RP_ID) as session:
-        assert session.prepare({}) == ()
+        assert session.prepare(GateOffer("dev_x", b"", 3)) is None
         made = session.create_key(CREATION)
     client_data = CollectedClientData(made.client_data)
     assert set(json.loads(made.client_data)) == {"type", "challenge", "origin", "crossOrigin"}
@@ -117,7 +118,6 @@ def test_registration_is_bound_to_challenge_origin_and_relying_party(
     signature = attestation.statement["sig"]
     assert isinstance(signature, bytes)
     attested.public_key.verify_signature(signature=signature, message=data + client_data.sha256)
-    assert made.evidence == ()
     assert ui.asked == [("new pin", 6), PresenceContext("make_credential", RP_ID, "alice")]
 
 

@@ -21,7 +21,9 @@ from keyvouch_server.stores.sqlite import SqliteStore
 from support.sample_records import (
     CREDENTIAL,
     DEVICE,
+    DEVICE_TPM,
     EVERY_RECORD,
+    KEY_REPLACEMENT,
     PROMPT,
     SIGN_IN,
     TENANT,
@@ -74,7 +76,11 @@ async def delete(store: Store, table: Any, where: Any) -> Any:
 
 
 def key_of(record: Any) -> dict[str, Any]:
-    names = {"PolicyVersion": ("tenant_id", "version"), "AuditRecord": ("sequence",)}
+    names = {
+        "PolicyVersion": ("tenant_id", "version"),
+        "AuditRecord": ("sequence",),
+        "DeviceTpm": ("device_id",),
+    }
     return {name: getattr(record, name) for name in names.get(type(record).__name__, ("id",))}
 
 
@@ -218,6 +224,8 @@ async def test_a_record_that_refers_to_nothing_is_a_mistake_of_the_program(store
         (DEVICE, {"id": "dev_b"}),
         (DEVICE, {"channel_key": b"b"}),
         (CREDENTIAL, {"device_id": DEVICE.id}),
+        (DEVICE_TPM, {"model": "b"}),
+        (KEY_REPLACEMENT, {"certificate": b"b"}),
         (next(r for r in EVERY_RECORD if type(r) is model.AccessPass), {"id": "tap_b"}),
         (next(r for r in EVERY_RECORD if type(r) is model.Registration), {"id": "reg_b", "device_id": "dev_b"}),
         (next(r for r in EVERY_RECORD if type(r) is model.Registration), {"id": "reg_b", "token_hash": b"b"}),

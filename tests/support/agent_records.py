@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from keyvouch.ids import CredentialId, DeviceId, TenantId, UserId
-from keyvouch_agent.channel_identity import make_channel_key
+from keyvouch_agent.channel_keys import ChannelKey, SealedChannelKeys
 from keyvouch_agent.ledger import Enrolment, KeptAnswer, StagedRegistration
 from support.fake_devices import RP_ID, Authority, fresh
 
@@ -19,13 +19,20 @@ class SampleEnrolment:
     enrolment: Enrolment
 
 
-def sample_enrolment(*, credential_id: bytes = b"credential", seconds: float = 3600.0) -> SampleEnrolment:
-    """An enrolment at an authority of its own."""
-    authority, key, device_id = Authority(), make_channel_key(), fresh("dev")
+def sample_enrolment(
+    *,
+    credential_id: bytes = b"credential",
+    seconds: float = 3600.0,
+    key: ChannelKey | None = None,
+    device_endpoint: str = "localhost:2",
+    authority: Authority | None = None,
+) -> SampleEnrolment:
+    """An enrolment, at an authority and with a channel key of its own if none are given."""
+    authority, key, device_id = authority or Authority(), key or SealedChannelKeys().make(), fresh("dev")
     enrolment = Enrolment(
         public_endpoint="localhost:1",
         public_ca=authority.pem.decode(),
-        device_endpoint="localhost:2",
+        device_endpoint=device_endpoint,
         server_id=authority.server_id,
         tenant_id=TenantId(fresh("ten")),
         tenant_name="example",
@@ -36,7 +43,7 @@ def sample_enrolment(*, credential_id: bytes = b"credential", seconds: float = 3
         credential_id=CredentialId(credential_id),
         rp_id=RP_ID,
         provider="software",
-        channel_key=key.pkcs8,
+        channel_key=key.stored,
         certificate_chain=authority.device_chain(device_id, key.spki, seconds),
     )
     return SampleEnrolment(authority, enrolment)
@@ -55,7 +62,7 @@ def sample_staged() -> StagedRegistration:
         rp_id=RP_ID,
         credential_id=CredentialId(os.urandom(32)),
         provider="software",
-        channel_key=make_channel_key().pkcs8,
+        channel_key=SealedChannelKeys().make().stored,
         client_data_json=b"{}",
         attestation_object=os.urandom(500),
         channel_proof=b"proof",

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from keyvouch.errors import DeviceError, EvidenceError, Reason
+from keyvouch.errors import EvidenceError, Reason
 from keyvouch.ids import ServerId
-from keyvouch.proofs import load_proof_key, verify_proof
-from keyvouch.statement import Purpose
-from keyvouch_agent.channel_identity import ChannelKey, make_channel_key, verify_chain
+from keyvouch_agent.channel_identity import verify_chain
+from keyvouch_agent.channel_keys import SealedChannelKeys
 from support.fake_devices import Authority
 
-KEY = make_channel_key()
+KEY = SealedChannelKeys().make()
 AUTHORITY, OTHER = Authority(), Authority()
 GOOD = AUTHORITY.device_chain("dev_x", KEY.spki, 300.0)
 
@@ -33,7 +32,7 @@ def test_a_good_chain_tells_when_to_renew() -> None:
         ((b"rubbish", GOOD[1]), Reason.TRUST_CHAIN),
         ((GOOD[0], GOOD[1] + b"\0"), Reason.TRUST_CHAIN),
         ((GOOD[1], GOOD[0]), Reason.CHANNEL_KEY),
-        (AUTHORITY.device_chain("dev_x", make_channel_key().spki, 300.0), Reason.CHANNEL_KEY),
+        (AUTHORITY.device_chain("dev_x", SealedChannelKeys().make().spki, 300.0), Reason.CHANNEL_KEY),
         (OTHER.device_chain("dev_x", KEY.spki, 300.0), Reason.WRONG_SERVER),
         ((OTHER.device_chain("dev_x", KEY.spki, 300.0)[0], GOOD[1]), Reason.TRUST_CHAIN),
         ((GOOD[0], OTHER.der, GOOD[1]), Reason.TRUST_CHAIN),
@@ -49,16 +48,3 @@ def test_the_server_id_is_the_last_certificates_key() -> None:
     with pytest.raises(EvidenceError) as caught:
         verify_chain(GOOD, server_id=ServerId(bytes(32)), channel_key=KEY.spki)
     assert caught.value.reason is Reason.WRONG_SERVER
-
-
-def test_the_key_signs_and_shows_nothing() -> None:
-    signature = KEY.sign(Purpose.CHANNEL, b"statement")
-    verify_proof(load_proof_key(KEY.spki), Purpose.CHANNEL, b"statement", signature=signature)
-    assert repr(KEY) == "ChannelKey()"
-
-
-@pytest.mark.parametrize("damage", [b"", b"rubbish"])
-def test_a_damaged_key_is_named(damage: bytes) -> None:
-    with pytest.raises(DeviceError) as caught:
-        _ = ChannelKey(damage).spki
-    assert caught.value.reason is Reason.LEDGER_CORRUPT

@@ -25,7 +25,7 @@ from keyvouch.webauthn import AttestationObject
 from keyvouch_agent.agent_ports import Prompt
 from keyvouch_agent.authenticator.engine import Authenticator
 from keyvouch_agent.ceremonies.sign_in import SignInCeremony
-from keyvouch_agent.channel_identity import ChannelKey
+from keyvouch_agent.channel_keys import SealedChannelKeys
 from keyvouch_agent.ports import KeyCreation
 from keyvouch_agent.providers.built_in import BuiltInProvider
 from keyvouch_agent.system import SystemClock, SystemEntropy
@@ -53,7 +53,10 @@ class Desk:
         self.enrolment = sample_enrolment(credential_id=made.credential_id).enrolment
         self.now = float(NOW)
         self.ceremony = SignInCeremony(
-            enrolment=self.enrolment, provider=lambda: self.provider, server_now=lambda: self.now
+            enrolment=self.enrolment,
+            provider=lambda: self.provider,
+            channel_keys=SealedChannelKeys(),
+            server_now=lambda: self.now,
         )
 
     def offer(self) -> SignInOffer:
@@ -114,7 +117,7 @@ def test_an_approval_is_an_assertion_over_offer_decision_and_number(desk: Desk) 
 def test_a_refusal_is_signed_by_the_channel_key(desk: Desk, decision: Decision) -> None:
     answer = desk.ceremony.refuse(desk.ceremony.review(desk.prompt()), decision)
     assert DecisionStatement.parse(answer.statement).decision is decision
-    key = load_proof_key(ChannelKey(desk.enrolment.channel_key).spki)
+    key = load_proof_key(SealedChannelKeys().load(desk.enrolment.channel_key).spki)
     verify_proof(key, Purpose.SIGN_IN, answer.statement, signature=answer.channel_signature)
 
 
@@ -209,7 +212,10 @@ def test_a_blocked_pin_is_explained_before_it_is_asked_for_h3(desk: Desk) -> Non
     for _ in range(12):
         provider = BuiltInProvider(Authenticator(desk.vault, SystemClock(), SystemEntropy()))  # a new power cycle
         ceremony = SignInCeremony(
-            enrolment=desk.enrolment, provider=lambda provider=provider: provider, server_now=lambda: NOW
+            enrolment=desk.enrolment,
+            provider=lambda provider=provider: provider,
+            channel_keys=SealedChannelKeys(),
+            server_now=lambda: NOW,
         )
         with pytest.raises(DeviceError) as caught:
             ceremony.approve(review, "07", given_pin("000000"))

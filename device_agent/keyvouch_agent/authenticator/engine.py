@@ -14,6 +14,7 @@ from enum import IntEnum, unique
 
 from keyvouch import cbor
 from keyvouch.errors import DeviceError, Reason
+from keyvouch.ids import CredentialId
 from keyvouch_agent.authenticator.client_pin import ClientPin
 from keyvouch_agent.authenticator.credentials import Ask, CredentialCommands
 from keyvouch_agent.authenticator.get_info import MAX_MESSAGE_SIZE, get_info
@@ -96,6 +97,15 @@ class Authenticator:
     def pin_state(self) -> PinState:
         """The PIN's state, without a prompt."""
         return self._vault.pin_state()
+
+    def forget(self, credential: CredentialId) -> None:
+        """Destroy a key that its owner gave up by other means than CTAP. Does nothing for one that is not there."""
+        with self._busy:
+            try:
+                self._vault.delete(credential)
+            except DeviceError as error:
+                if error.reason is not Reason.KEY_NOT_FOUND:
+                    raise
 
     def power_cycle(self) -> None:
         """Start afresh, as after unplugging: no token, no wrong PINs in a row, reset possible."""

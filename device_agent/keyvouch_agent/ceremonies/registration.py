@@ -6,79 +6,80 @@
      4  a channel key, and BeginRegistration
      5  the statement: parse it, hold it against server and channel key
      6  is what the server requires within reach of this provider?
-     7  the provider asks for the PIN, or for a first one where there is none
-     8  it makes the key over the statement's challenge
-     9  stage: from here on a crash repeats the same bytes
-    10  CompleteRegistration
-    11  verify the answer: certificate chain, server id, and that it names what was signed
-    12  record, then unstage
+     7  a TPM: it shows itself, PrepareTpm, it takes what the server allows; the statement now names its attestation key
+     8  the provider asks for the PIN, or for a first one where there is none
+     9  it makes the key over the statement's challenge, and a TPM proves the rest
+    10  stage: from here on a crash repeats the same bytes
+    11  CompleteRegistration
+    12  verify the answer: certificate chain, server id, and that it names what was signed
+    13  record, then unstage; an older enrolment that this one replaces goes, with its key
 
-What is not here: whether the evidence is good enough (the server decides), sockets, terminals.
+What fails before step 10 takes its key with it. What is not here: the checks (`registration_review`), whether the
+evidence is good enough (the server decides), sockets, terminals.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
-from keyvouch.errors import (
-    ConflictError,
-    DeviceError,
-    EvidenceError,
-    KeyvouchError,
-    MalformedError,
-    Reason,
-    RefusedError,
-    ThrottledError,
-)
-from keyvouch.ids import ServerId, TenantId, UserId
-from keyvouch.statement import Purpose, RegistrationStatement, challenge, check_registration
+from keyvouch.errors import KeyvouchError
+from keyvouch.ids import CredentialId
+from keyvouch.statement import Purpose, RegistrationStatement, challenge
 from keyvouch_agent.agent_ports import (
     AttestationEvidence,
     EnrolmentServer,
+    KeyHolders,
     Registered,
     RegistrationOffer,
-    RequiredAssurance,
     Secret,
 )
-from keyvouch_agent.channel_identity import ChannelKey, VerifiedChain, make_channel_key, verify_chain
+from keyvouch_agent.ceremonies.registration_review import (
+    RegistrationWish,
+    check_final_statement,
+    check_free,
+    check_gate,
+    check_within_reach,
+    enrolment_of,
+    evidence_of,
+    is_final,
+    is_for,
+    review,
+    same_account,
+    staged_of,
+    verify_answer,
+)
+from keyvouch_agent.channel_keys import ChannelKey, ChannelKeys
 from keyvouch_agent.ledger import Enrolment, Ledger, StagedRegistration
-from keyvouch_agent.pin_standing import check_pin_usable
 from keyvouch_agent.ports import (
-    Gate,
+    GateOffer,
     KeyCreation,
-    KeyProtection,
     Provider,
     ProviderCapabilities,
     ProviderInteraction,
+    ProviderSession,
     Registration,
+    TpmEvidence,
 )
 
 __all__ = ["RegistrationCeremony", "RegistrationWish"]
 
 
 @dataclass(frozen=True, slots=True)
-class RegistrationWish:
-    """What the person asked for. `public_ca` is PEM, empty for the system's anchors.
+class _Made:
+    """What steps 7 to 9 made."""
 
-    `server_id`, where it is known beforehand, pins the server's identity key; else it is learned over the public
-    channel, which the given anchors authenticate, and pinned from then on.
-    """
-
-    public_endpoint: str
-    public_ca: str
-    tenant: str
-    username: str
-    display_name: str
-    server_id: ServerId | None = None
+    statement: RegistrationStatement
+    registration: Registration
+    tpm: TpmEvidence | None
 
 
 class RegistrationCeremony:
     """One registration.
 
-    `provider` and `ask_access_pass` are called late; `progress` gets a sentence before each long step.
+    `holders` and `ask_access_pass` are called late; `progress` gets a sentence before each long step.
     """
 
     def __init__(
@@ -86,19 +87,19 @@ class RegistrationCeremony:
         *,
         ledger: Ledger,
         server: EnrolmentServer,
-        provider: Callable[[], Provider],
+        holders: KeyHolders,
         interaction: ProviderInteraction,
         ask_access_pass: Callable[[], Awaitable[Secret]],
         progress: Callable[[str], None],
-        make_key: Callable[[], ChannelKey] = make_channel_key,
+        channel_keys: ChannelKeys,
     ) -> None:
         self._ledger = ledger
         self._server = server
-        self._provider = provider
+        self._holders = holders
         self._interaction = interaction
         self._ask_access_pass = ask_access_pass
         self._progress = progress
-        self._make_key = make_key
+        self._channel_keys = channel_keys
 
     async def run(self, wish: RegistrationWish) -> Enrolment:
         """Register, or finish a registration of the same account that was interrupted.
@@ -107,214 +108,133 @@ class RegistrationCeremony:
         `EvidenceError` where the server is not the one expected, and whatever the server answers.
         """
         self._check_ledger(wish)
-        staged = next((s for s in self._ledger.staged() if _is_for(s, wish)), None)
+        staged = next((s for s in self._ledger.staged() if is_for(s, wish)), None)
         if staged is None:
             staged = await self._begin(wish)
         else:
             self._progress("Finishing the registration that was interrupted.")
-        return await self._complete(staged)
-
-    async def _begin(self, wish: RegistrationWish) -> StagedRegistration:
-        provider = await asyncio.to_thread(self._provider)
-        capabilities = await asyncio.to_thread(provider.capabilities)
-        _check_gate(capabilities)
-        access_pass = await self._ask_access_pass()
-        self._progress(f"Waiting for the server {wish.public_endpoint}.")
-        token = await self._server.sign_in_with_access_pass(
-            tenant=wish.tenant, username=wish.username, access_pass=access_pass
-        )
-        channel_key = self._make_key()
-        offer = await self._server.begin_registration(
-            token,
-            channel_public_key=channel_key.spki,
-            display_name=wish.display_name,
-            provider=capabilities.kind.value,
-        )
-        statement = _review(offer, channel_key, wish.server_id)
-        _check_within_reach(offer.required, capabilities)
-        made = await asyncio.to_thread(self._make_credential, provider, offer)
-        staged = _staged(wish, offer=offer, statement=statement, capabilities=capabilities, key=channel_key, made=made)
-        await asyncio.to_thread(self._ledger.stage, staged)
-        return staged
+        return await self._complete(staged, wish)
 
     def _check_ledger(self, wish: RegistrationWish) -> None:
         known_devices = {known.device_id for known in self._ledger.enrolments()}
         for staged in self._ledger.staged():
             if RegistrationStatement.parse(staged.statement).device_id in known_devices:
-                self._ledger.unstage(staged.registration_id)  # recorded, then interrupted: step 12
+                self._ledger.unstage(staged.registration_id)  # recorded, then interrupted: step 13
         for known in self._ledger.enrolments():
-            if _same_account(known, wish):
-                raise ConflictError(
-                    Reason.ALREADY_ENROLLED,
-                    f"{known.username} of {known.tenant_name} is enrolled on this device already.",
-                    fix="To make a new key, run `keyvouch-agent unregister` first.",
-                    metadata={"device_id": known.device_id},
-                )
-            if known.tenant_name.casefold() != wish.tenant.casefold():
-                raise ConflictError(
-                    Reason.DEVICE_REGISTERED_ELSEWHERE,
-                    f"This device is registered in the tenant {known.tenant_name}; it can be in one tenant only.",
-                    fix="Run `keyvouch-agent unregister` first, or give another directory with --home.",
-                    metadata={"tenant": known.tenant_name, "device_id": known.device_id},
-                )
+            check_free(known, wish)
 
-    def _make_credential(self, provider: Provider, offer: RegistrationOffer) -> Registration:
-        """Steps 7 and 8, on a thread of their own: providers block."""
-        with provider.open(self._interaction, rp_id=offer.rp_id) as session:
-            self._progress("Making the key.")
-            return session.create_key(
-                KeyCreation(
-                    challenge=challenge(Purpose.REGISTRATION, offer.statement),
-                    rp_id=offer.rp_id,
-                    user_id=offer.user_handle,
-                    user_name=offer.username,
-                    algorithms=offer.algorithms,
-                )
+    async def _begin(self, wish: RegistrationWish) -> StagedRegistration:
+        account, provider = await asyncio.to_thread(self._holders.new)
+        try:
+            capabilities = await asyncio.to_thread(provider.capabilities)
+            check_gate(capabilities)
+            offer, key = await self._ask_server(wish, capabilities)
+            statement = review(offer, key, wish.server_id)
+            check_within_reach(offer.required, capabilities)
+            made = await self._make(provider, offer, statement, key)
+            staged = await asyncio.to_thread(
+                staged_of,
+                wish,
+                account=account,
+                offer=offer,
+                statement=made.statement,
+                capabilities=capabilities,
+                key=key,
+                made=made.registration,
+                tpm=made.tpm,
             )
+            await asyncio.to_thread(self._ledger.stage, staged)
+        except BaseException:
+            await self._forget(account, None)
+            raise
+        return staged
 
-    async def _complete(self, staged: StagedRegistration) -> Enrolment:
+    async def _ask_server(
+        self, wish: RegistrationWish, capabilities: ProviderCapabilities
+    ) -> tuple[RegistrationOffer, ChannelKey]:
+        access_pass = await self._ask_access_pass()
+        self._progress(f"Waiting for the server {wish.public_endpoint}.")
+        token = await self._server.sign_in_with_access_pass(
+            tenant=wish.tenant, username=wish.username, access_pass=access_pass
+        )
+        key = await asyncio.to_thread(self._channel_keys.make)
+        offer = await self._server.begin_registration(
+            token,
+            channel_public_key=key.spki,
+            display_name=wish.display_name,
+            provider=capabilities.kind.value,
+            verifies=capabilities.verifies,
+        )
+        return offer, key
+
+    async def _make(
+        self, provider: Provider, offer: RegistrationOffer, statement: RegistrationStatement, key: ChannelKey
+    ) -> _Made:
+        """Steps 7 to 9. Providers block, so each of their steps has a thread; one session serves all."""
+        session = await asyncio.to_thread(lambda: provider.open(self._interaction, rp_id=offer.rp_id))
+        try:
+            if offer.tpm is not None:
+                statement = await self._prepare(session, offer, statement)
+            self._progress("Making the key.")
+            creation = KeyCreation(
+                challenge=challenge(Purpose.REGISTRATION, statement.encoded),
+                rp_id=offer.rp_id,
+                user_id=offer.user_handle,
+                user_name=offer.username,
+                algorithms=offer.algorithms,
+            )
+            registration = await asyncio.to_thread(session.create_key, creation)
+            tpm = await asyncio.to_thread(session.evidence, statement.encoded, key.stored)
+            return _Made(statement, registration, tpm)
+        finally:
+            await asyncio.to_thread(session.close)
+
+    async def _prepare(
+        self, session: ProviderSession, offer: RegistrationOffer, statement: RegistrationStatement
+    ) -> RegistrationStatement:
+        """Step 7."""
+        assert offer.tpm is not None
+        self._progress("Asking the TPM who made it. This can take a few seconds.")
+        gate = GateOffer(statement.device_id, offer.tpm.ceremony_key, offer.tpm.pin_limit)
+        preparation = await asyncio.to_thread(session.prepare, gate)
+        if preparation is None:
+            return statement
+        self._progress("Waiting for the server to verify the TPM.")
+        grant = await self._server.prepare_tpm(offer.registration_token, preparation)
+        final = check_final_statement(statement, grant.statement)
+        await asyncio.to_thread(session.accept, grant)
+        return final
+
+    async def _complete(self, staged: StagedRegistration, wish: RegistrationWish) -> Enrolment:
         self._progress(f"Waiting for the server {staged.public_endpoint} to verify the key.")
-        evidence = AttestationEvidence(staged.client_data_json, staged.attestation_object, staged.channel_proof)
+        evidence = AttestationEvidence(
+            staged.client_data_json, staged.attestation_object, staged.channel_proof, evidence_of(staged)
+        )
         try:
             registered = await self._server.complete_registration(Secret(staged.registration_token), evidence)
-            chain = _verify_answer(registered, staged)
+            chain = verify_answer(registered, staged, self._channel_keys.load(staged.channel_key))
         except KeyvouchError as error:
-            if _is_final(error):
+            if is_final(error):
+                await self._forget(staged.account, staged.credential_id, provider=staged.provider)
                 await asyncio.to_thread(self._ledger.unstage, staged.registration_id)
             raise
-        enrolment = _enrolment(staged, registered, chain)
+        enrolment = enrolment_of(staged, registered, chain)
         await asyncio.to_thread(self._ledger.record, enrolment)
         await asyncio.to_thread(self._ledger.unstage, staged.registration_id)
+        await self._take_away_replaced(enrolment, registered, wish)
         return enrolment
 
+    async def _take_away_replaced(self, new: Enrolment, registered: Registered, wish: RegistrationWish) -> None:
+        """The enrolments of the same account that were on this device before: records and keys."""
+        for old in await asyncio.to_thread(self._ledger.enrolments):
+            if old.device_id == new.device_id or not same_account(old, wish):
+                continue
+            if old.device_id != registered.replaced_device_id:
+                self._progress(f"The old device {old.device_id} is still registered: remove it in your security info.")
+            await self._forget(old.account, old.credential_id, provider=old.provider)
+            await asyncio.to_thread(self._ledger.remove, old.device_id)
 
-def _is_for(staged: StagedRegistration, wish: RegistrationWish) -> bool:
-    return (staged.public_endpoint, staged.tenant_name.casefold(), staged.username.casefold()) == (
-        wish.public_endpoint,
-        wish.tenant.casefold(),
-        wish.username.casefold(),
-    )
-
-
-def _same_account(known: Enrolment, wish: RegistrationWish) -> bool:
-    return (known.tenant_name.casefold(), known.username.casefold()) == (
-        wish.tenant.casefold(),
-        wish.username.casefold(),
-    )
-
-
-def _check_gate(capabilities: ProviderCapabilities) -> None:
-    if capabilities.uv_by is Gate.NONE:
-        raise _no_pin()
-    if capabilities.pin_is_set:
-        check_pin_usable(capabilities)
-
-
-def _no_pin() -> DeviceError:
-    return DeviceError(
-        Reason.PIN_NOT_SET,
-        "A device without a PIN cannot enrol: the PIN is what keeps a thief from using the key.",
-        fix="Set one with `keyvouch-agent pin`, or let `keyvouch-agent enroll` ask for it.",
-    )
-
-
-def _review(offer: RegistrationOffer, key: ChannelKey, server_id: ServerId | None) -> RegistrationStatement:
-    statement = RegistrationStatement.parse(offer.statement)
-    if statement.registration_id != offer.registration_id:
-        raise _mismatch("another registration")
-    check_registration(
-        statement,
-        server_id=statement.server_id if server_id is None else server_id,
-        channel_key=hashlib.sha256(key.spki).digest(),
-    )
-    return statement
-
-
-def _check_within_reach(required: RequiredAssurance, capabilities: ProviderCapabilities) -> None:
-    """Refuse early what this provider can never prove, before anybody types a PIN for it."""
-    software = capabilities.key_protection is KeyProtection.SOFTWARE
-    hardware_wanted = required.protection == "hardware" or required.verification == "hardware_gated"
-    if software and (hardware_wanted or required.provenance == "attested"):
-        raise RefusedError(
-            Reason.ASSURANCE_TOO_LOW,
-            f"The tenant requires a key in attested hardware; {capabilities.name} cannot prove that.",
-            fix="Enrol with a hardware key provider (--provider), or ask your administrator about the policy.",
-            metadata={"provider": capabilities.kind.value, "required_protection": required.protection},
-        )
-
-
-def _staged(
-    wish: RegistrationWish,
-    *,
-    offer: RegistrationOffer,
-    statement: RegistrationStatement,
-    capabilities: ProviderCapabilities,
-    key: ChannelKey,
-    made: Registration,
-) -> StagedRegistration:
-    return StagedRegistration(
-        public_endpoint=wish.public_endpoint,
-        public_ca=wish.public_ca,
-        tenant_name=wish.tenant,
-        username=wish.username,
-        registration_id=offer.registration_id,
-        registration_token=offer.registration_token.reveal(),
-        statement=statement.encoded,
-        rp_id=offer.rp_id,
-        credential_id=made.credential_id,
-        provider=capabilities.kind.value,
-        channel_key=key.pkcs8,
-        client_data_json=made.client_data,
-        attestation_object=made.attestation_object,
-        channel_proof=key.sign(Purpose.CHANNEL, statement.encoded),
-    )
-
-
-def _verify_answer(registered: Registered, staged: StagedRegistration) -> VerifiedChain:
-    """Verify that the answer is about what was signed, and that the server is who the statement says."""
-    statement = RegistrationStatement.parse(staged.statement)
-    named = (registered.device_id, registered.tenant_id, registered.user_id, registered.credential_id)
-    signed = (statement.device_id, statement.tenant_id, statement.user_id, staged.credential_id)
-    if named != signed:
-        raise _mismatch("another device, user or key")
-    return verify_chain(
-        registered.certificate_chain,
-        server_id=statement.server_id,
-        channel_key=ChannelKey(staged.channel_key).spki,
-    )
-
-
-def _mismatch(what: str) -> EvidenceError:
-    return EvidenceError(
-        Reason.STATEMENT_MISMATCH,
-        f"The server's answer is about {what} than this registration.",
-        fix="This device was not enrolled. Tell your administrator.",
-    )
-
-
-def _is_final(error: KeyvouchError) -> bool:
-    """A verdict, as opposed to a failure on the way: repeating the same bytes would bring it again."""
-    if isinstance(error, ThrottledError):
-        return False
-    return isinstance(error, RefusedError | EvidenceError | MalformedError)
-
-
-def _enrolment(staged: StagedRegistration, registered: Registered, chain: VerifiedChain) -> Enrolment:
-    statement = RegistrationStatement.parse(staged.statement)
-    return Enrolment(
-        public_endpoint=staged.public_endpoint,
-        public_ca=staged.public_ca,
-        device_endpoint=registered.device_endpoint,
-        server_id=statement.server_id,
-        tenant_id=TenantId(statement.tenant_id),
-        tenant_name=registered.tenant_name,
-        user_id=UserId(statement.user_id),
-        username=staged.username,
-        device_id=statement.device_id,
-        display_name=registered.display_name,
-        credential_id=staged.credential_id,
-        rp_id=staged.rp_id,
-        provider=staged.provider,
-        channel_key=staged.channel_key,
-        certificate_chain=chain.certificates,
-    )
+    async def _forget(self, account: str, credential_id: CredentialId | None, *, provider: str = "") -> None:
+        """Take away a key that leads nowhere. Where that cannot be done now, it is done before the next `enroll`."""
+        with suppress(KeyvouchError):
+            await asyncio.to_thread(self._holders.forget, provider, account, credential_id)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from keyvouch.errors import DeviceError, EvidenceError, MalformedError, Reason, RefusedError, UsageError
 from keyvouch.statement import Decision, DecisionStatement, Purpose, SignInOffer, challenge, check_offer
 from keyvouch_agent.agent_ports import Answer, Prompt
-from keyvouch_agent.channel_identity import ChannelKey
+from keyvouch_agent.channel_keys import ChannelKeys, prove
 from keyvouch_agent.ledger import Enrolment
 from keyvouch_agent.pin_standing import check_pin_usable
 from keyvouch_agent.ports import KeyUse, Provider, ProviderInteraction
@@ -48,14 +48,21 @@ class Review:
 class SignInCeremony:
     """Decisions for one enrolment.
 
-    `provider` gives the holder of its key, `server_now` the server's time in seconds since the epoch.
+    `provider` gives the holder of its key, `channel_keys` knows the key that signs refusals, `server_now` tells the
+    server's time in seconds since the epoch.
     """
 
     def __init__(
-        self, *, enrolment: Enrolment, provider: Callable[[], Provider], server_now: Callable[[], float]
+        self,
+        *,
+        enrolment: Enrolment,
+        provider: Callable[[], Provider],
+        channel_keys: ChannelKeys,
+        server_now: Callable[[], float],
     ) -> None:
         self._enrolment = enrolment
         self._provider = provider
+        self._channel_keys = channel_keys
         self._server_now = server_now
 
     def review(self, prompt: Prompt) -> Review:
@@ -131,11 +138,14 @@ class SignInCeremony:
         return Answer(review.prompt.prompt_id, statement, assertion=assertion)
 
     def refuse(self, review: Review, decision: Decision) -> Answer:
-        """Step 7: deny or report. Raises `UsageError` for an approval."""
+        """Step 7: deny or report. Blocks while the channel key signs.
+
+        Raises `UsageError` for an approval, and the channel key's `DeviceError`.
+        """
         if decision is Decision.APPROVE:
             raise UsageError("An approval needs the number and the PIN.", fix="Call approve.")
         statement = DecisionStatement(review.prompt.offer, decision).encode()
-        signature = ChannelKey(self._enrolment.channel_key).sign(Purpose.SIGN_IN, statement)
+        signature = prove(self._channel_keys.load(self._enrolment.channel_key), Purpose.SIGN_IN, statement)
         return Answer(review.prompt.prompt_id, statement, channel_signature=signature)
 
 

@@ -14,6 +14,7 @@ from keyvouch.ids import ServerId
 from keyvouch_agent import bootstrap
 from keyvouch_agent.agent_ports import Secret
 from keyvouch_agent.ceremonies.registration import RegistrationWish
+from keyvouch_agent.channel_keys import protection_of
 from keyvouch_agent.commands.asking import TerminalInteraction, ask_secret, open_terminal, read_secret
 from keyvouch_agent.commands.output import Output
 from keyvouch_agent.home import Home
@@ -21,8 +22,9 @@ from keyvouch_agent.interactions import GivenPin
 from keyvouch_agent.ledger import Enrolment, Ledger, not_enrolled
 from keyvouch_agent.local_client import borrow_providers, call_agent
 from keyvouch_agent.pin_standing import describe_pin
-from keyvouch_agent.ports import Pin, PinControl, ProviderInteraction
+from keyvouch_agent.ports import Pin, PinControl, ProviderInteraction, ProviderKind
 from keyvouch_agent.prompts.tty_lines import TtyLines
+from keyvouch_agent.provider_shelf import ProviderKey
 from keyvouch_agent.views import enrolment_document, pin_document
 
 __all__ = ["change_pin", "enroll", "unregister"]
@@ -37,7 +39,7 @@ def enroll(arguments: argparse.Namespace, home: Home, output: Output) -> None:
     with borrow_providers(home):
         enrolment = asyncio.run(_enrol(arguments, home, output, wish))
     output.result(
-        enrolment_document(enrolment),
+        enrolment_document(enrolment, channel_key=protection_of(enrolment.channel_key)),
         f"Enrolled: {enrolment.username} of {enrolment.tenant_name}, device {enrolment.device_id}.",
         "Keep `keyvouch-agent run` running: sign-in requests reach this device through it.",
     )
@@ -51,10 +53,11 @@ async def _enrol(arguments: argparse.Namespace, home: Home, output: Output, wish
             interaction = await lines.interaction()
         else:
             interaction = GivenPin(Pin(read_secret(arguments.pin_fd)), may_set=True)
+        provider = arguments.provider or bootstrap.key_holders(home).best_kind(output.progress)
         return await bootstrap.enrol(
             home=home,
             wish=wish,
-            provider=arguments.provider,
+            provider=provider,
             interaction=interaction,
             ask_access_pass=_access_pass(arguments, lines),
             progress=output.progress,
@@ -103,6 +106,7 @@ def _wish(arguments: argparse.Namespace) -> RegistrationWish:
         username=arguments.user,
         display_name=(arguments.name or platform.node() or "device")[:64],
         server_id=server_id,
+        replace=arguments.replace,
     )
 
 
@@ -125,7 +129,8 @@ def _authority(path: str | None) -> str:
 def unregister(arguments: argparse.Namespace, home: Home, output: Output) -> None:
     """Remove one enrolment, after asking."""
     enrolment = _chosen(arguments, home)
-    ended = asyncio.run(_unregister(arguments, home, output, enrolment))
+    with borrow_providers(home):
+        ended = asyncio.run(_unregister(arguments, home, output, enrolment))
     with suppress(UnavailableError):  # where no agent runs, there is nothing to tell
         call_agent(home, "reload")
     output.result(
@@ -170,7 +175,7 @@ def change_pin(arguments: argparse.Namespace, home: Home, output: Output) -> Non
 async def _change_pin(arguments: argparse.Namespace, home: Home, output: Output) -> None:
     shelf = bootstrap.open_shelf(home)
     try:
-        provider = await asyncio.to_thread(shelf.get, arguments.provider)
+        provider = await asyncio.to_thread(shelf.get, _provider_key(arguments, home))
         capabilities = provider.capabilities()
         if arguments.status:
             output.result(pin_document(capabilities), f"{capabilities.name}: {describe_pin(capabilities)}.")
@@ -185,6 +190,24 @@ async def _change_pin(arguments: argparse.Namespace, home: Home, output: Output)
         output.result(pin_document(provider.capabilities()), "The PIN is set.")
     finally:
         shelf.close()
+
+
+def _provider_key(arguments: argparse.Namespace, home: Home) -> ProviderKey:
+    """Whose PIN: of one holder for all accounts by its kind, else of the account that is named, or of the only one."""
+    accounts = [e for e in Ledger(home).enrolments() if arguments.provider in {None, e.provider}]
+    named = [e for e in accounts if arguments.account in {None, e.device_id, e.username}]
+    keys = {ProviderKey(e.provider, e.account) for e in named}
+    if len(keys) == 1:
+        return keys.pop()
+    if not keys and arguments.account is None:
+        return ProviderKey(arguments.provider or ProviderKind.SOFTWARE.value)
+    if not keys:
+        raise not_enrolled()
+    raise ConflictError(
+        Reason.FIELD_INVALID,
+        f"{len(keys)} accounts on this device have a PIN of their own.",
+        fix="Name one of them: " + ", ".join(f"{e.username} ({e.device_id})" for e in named),
+    )
 
 
 async def _pin_interaction(arguments: argparse.Namespace, lines: _Terminal) -> ProviderInteraction:

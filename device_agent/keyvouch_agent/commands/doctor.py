@@ -15,7 +15,7 @@ from keyvouch_agent.ledger import Ledger
 from keyvouch_agent.local_client import call_agent
 from keyvouch_agent.pin_standing import describe_pin
 from keyvouch_agent.prompts.inert import inert
-from keyvouch_agent.provider_shelf import ProviderShelf
+from keyvouch_agent.provider_shelf import ProviderKey, ProviderShelf
 
 __all__ = ["doctor"]
 
@@ -72,7 +72,7 @@ def _providers(home: Home) -> list[Finding]:
 def _provider(kind: str, shelf: ProviderShelf) -> Finding:
     check = f"provider {kind}"
     try:
-        capabilities = shelf.get(kind).capabilities()
+        capabilities = shelf.get(ProviderKey(kind)).capabilities()
     except DeviceError as error:
         if error.reason is Reason.VAULT_BUSY:
             return _finding(check, True, "in use by the running agent")
@@ -95,7 +95,7 @@ async def _servers(home: Home) -> list[Finding]:
     for enrolment in enrolments:
         check = f"server {enrolment.device_endpoint}"
         try:
-            name = await bootstrap.check_server(enrolment)
+            name = await bootstrap.check_server(home, enrolment)
             findings.append(_finding(check, True, f"knows this device as {name}"))
         except KeyvouchError as error:
             findings.append(_finding(check, False, error.message, error.fix))

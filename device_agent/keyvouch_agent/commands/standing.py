@@ -6,12 +6,13 @@ import argparse
 from collections.abc import Mapping
 
 from keyvouch.errors import Reason, UnavailableError
+from keyvouch_agent.channel_keys import protection_of
 from keyvouch_agent.commands.output import Output
 from keyvouch_agent.home import Home
-from keyvouch_agent.ledger import Ledger
+from keyvouch_agent.ledger import Enrolment, Ledger
 from keyvouch_agent.local_client import call_agent
 from keyvouch_agent.prompts.inert import inert
-from keyvouch_agent.views import enrolment_document
+from keyvouch_agent.views import Document, enrolment_document
 
 __all__ = ["keys", "status"]
 
@@ -27,7 +28,7 @@ def status(_arguments: argparse.Namespace, home: Home, output: Output) -> None:
     except UnavailableError as error:
         if error.reason is not Reason.AGENT_NOT_RUNNING:
             raise
-        found = [{**enrolment_document(e), "state": "agent not running"} for e in Ledger(home).enrolments()]
+        found = [{**_document(e), "state": "agent not running"} for e in Ledger(home).enrolments()]
         running = False
     enrolments = [e for e in found if isinstance(e, dict)] if isinstance(found, list) else []
     lines = [_status_lines(e) for e in enrolments] or [_NONE]
@@ -41,7 +42,7 @@ def status(_arguments: argparse.Namespace, home: Home, output: Output) -> None:
 
 def keys(_arguments: argparse.Namespace, home: Home, output: Output) -> None:
     """The keys this device approves with."""
-    documents = [enrolment_document(e) for e in Ledger(home).enrolments()]
+    documents = [_document(e) for e in Ledger(home).enrolments()]
     lines = [
         f"{str(d['credential_id'])[:16]}...  {_who(d)}  {d['key']}  (channel key: {d['channel_key']})"
         for d in documents
@@ -49,11 +50,18 @@ def keys(_arguments: argparse.Namespace, home: Home, output: Output) -> None:
     output.result({"keys": documents}, *(lines or [_NONE]))
 
 
+def _document(enrolment: Enrolment) -> Document:
+    return enrolment_document(enrolment, channel_key=protection_of(enrolment.channel_key))
+
+
 def _status_lines(enrolment: Mapping[str, object]) -> str:
     text = f"{_who(enrolment)}: {enrolment.get('state')}"
     if detail := enrolment.get("detail"):
         text += f"\n  {inert(str(detail), longest=400)}"
     text += f"\n  device {enrolment.get('device_id')}, key: {enrolment.get('key')}"
+    findings = enrolment.get("findings")
+    for finding in findings if isinstance(findings, list) else []:
+        text += f"\n  {enrolment.get('health')}: {inert(str(finding), longest=300)}"
     if waiting := enrolment.get("pending"):
         text += f"\n  {waiting} prompts wait: `keyvouch-agent pending`"
     return text

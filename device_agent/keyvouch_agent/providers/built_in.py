@@ -1,6 +1,6 @@
 """The provider for everything without a FIDO2 interface of its own: our authenticator over a `KeyVault`.
 
-    BuiltInProvider(Authenticator(SoftwareVault.open(path, entropy), clock, entropy))
+    BuiltInProvider(Authenticator(vault, clock, entropy))
 
 One `Authenticator` lives as long as the agent; that is its power cycle, over which wrong PINs in a row are
 counted. What is *not* here: which vault; the program's bootstrap chooses.
@@ -8,17 +8,21 @@ counted. What is *not* here: which vault; the program's bootstrap chooses.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from fido2.ctap import CtapError
 
 from keyvouch.errors import DeviceError
+from keyvouch.ids import CredentialId
 from keyvouch_agent.authenticator.device import AuthenticatorDevice
 from keyvouch_agent.authenticator.engine import Authenticator
 from keyvouch_agent.authenticator.ports import Presence, PresenceRequest
 from keyvouch_agent.ports import (
     Gate,
+    HealthReport,
     KeyProtection,
+    NativeSteps,
     PresenceContext,
     ProviderCapabilities,
     ProviderInteraction,
@@ -27,7 +31,7 @@ from keyvouch_agent.ports import (
 from keyvouch_agent.providers.ctap_failures import device_error
 from keyvouch_agent.providers.ctap_session import CtapSession
 
-__all__ = ["DEFAULT_MIN_PIN_LENGTH", "BuiltInProvider"]
+__all__ = ["DEFAULT_MIN_PIN_LENGTH", "BuiltInProvider", "NativeHolder"]
 
 DEFAULT_MIN_PIN_LENGTH = 6
 """Characters the agent asks for by default (NIST SP 800-63B section 3.2.10 recommends six)."""
@@ -49,11 +53,32 @@ _NAMES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class NativeHolder:
+    """What is known of a vault's hardware beyond its keys. Empty where there is nothing to know."""
+
+    name: str = ""
+    protection: KeyProtection | None = None
+    verifies: tuple[int, ...] = ()
+    steps: Callable[[], NativeSteps] | None = None
+    """Begins the native steps of a registration."""
+    health: Callable[[bytes, Sequence[int]], HealthReport] | None = None
+    forget: Callable[[], None] | None = None
+    """Takes everything of the account away, where accounts are kept apart."""
+
+
 class BuiltInProvider:
     """`Provider` over an authenticator of our own. See `keyvouch_agent.ports` for the methods."""
 
-    def __init__(self, authenticator: Authenticator, *, min_pin_length: int = DEFAULT_MIN_PIN_LENGTH) -> None:
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        *,
+        min_pin_length: int = DEFAULT_MIN_PIN_LENGTH,
+        native: NativeHolder | None = None,
+    ) -> None:
         self._authenticator = authenticator
+        self._native = native or NativeHolder()
         self._min_pin_length = max(min_pin_length, authenticator.min_pin_length)
         self._kind = ProviderKind(authenticator.properties.protection)
 
@@ -62,9 +87,9 @@ class BuiltInProvider:
         properties, pin = self._authenticator.properties, self._authenticator.pin_state()
         return ProviderCapabilities(
             kind=self._kind,
-            name=_NAMES[self._kind],
+            name=self._native.name or _NAMES[self._kind],
             algorithms=properties.algorithms,
-            key_protection=_KEY_PROTECTION.get(self._kind, KeyProtection.HARDWARE),
+            key_protection=self._native.protection or _KEY_PROTECTION.get(self._kind, KeyProtection.HARDWARE),
             uv_by=_UV_BY[self._kind],
             up_by=Gate.HOST,
             pin_is_set=pin.is_set,
@@ -72,6 +97,7 @@ class BuiltInProvider:
             min_pin_length=self._min_pin_length,
             attestation_formats=properties.attestation_formats,
             aaguid=properties.aaguid,
+            verifies=self._native.verifies,
         )
 
     def open(self, ui: ProviderInteraction, *, rp_id: str) -> CtapSession:
@@ -85,8 +111,25 @@ class BuiltInProvider:
             return device.failure if status == CtapError.ERR.OTHER else None
 
         return CtapSession(
-            device, ui, rp_id=rp_id, min_pin_length=self._min_pin_length, reminds_of_touch=False, explain=explain
+            device,
+            ui,
+            rp_id=rp_id,
+            min_pin_length=self._min_pin_length,
+            reminds_of_touch=False,
+            explain=explain,
+            steps=self._native.steps() if self._native.steps else None,
         )
+
+    def health(self, qualifying_data: bytes, pcrs: Sequence[int]) -> HealthReport | None:
+        """What stands behind the vault says of itself."""
+        return self._native.health(qualifying_data, pcrs) if self._native.health else None
+
+    def forget(self, credential_id: CredentialId | None) -> None:
+        """Destroy a key, or with the native holder all of the account."""
+        if self._native.forget:
+            self._native.forget()
+        elif credential_id is not None:
+            self._authenticator.forget(credential_id)
 
 
 class _ConfirmedPresence:

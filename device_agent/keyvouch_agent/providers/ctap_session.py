@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from threading import Event
 from types import TracebackType
 from typing import Self, TypeVar
@@ -33,10 +33,22 @@ from fido2.webauthn import (
     UserVerificationRequirement,
 )
 
-from keyvouch.errors import DeviceError, MalformedError, Reason, RefusedError
+from keyvouch.errors import DeviceError, MalformedError, Reason, RefusedError, UsageError
 from keyvouch.ids import CredentialId
 from keyvouch.webauthn import AttestationObject, AuthenticatorData, Flags
-from keyvouch_agent.ports import Assertion, Evidence, KeyCreation, KeyUse, Pin, ProviderInteraction, Registration
+from keyvouch_agent.ports import (
+    Assertion,
+    GateOffer,
+    KeyCreation,
+    KeyUse,
+    NativeSteps,
+    Pin,
+    ProviderInteraction,
+    Registration,
+    TpmEvidence,
+    TpmGrant,
+    TpmPreparation,
+)
 from keyvouch_agent.providers.ctap_failures import device_error, status_of
 from keyvouch_agent.providers.ctap_pin import CtapPinControl
 
@@ -58,8 +70,9 @@ class CtapSession:
     """`ProviderSession` over one device, which it closes. See `keyvouch_agent.ports` for the methods.
 
     `explain` may know more about a CTAP status, where the device is one of our own. `reminds_of_touch` is for
-    devices that wait for a touch. Credentials are made non-discoverable: the server names the key it wants, a
-    roaming key's few slots stay free, and a registration that stops half-way has not replaced the key before it.
+    devices that wait for a touch. `steps` is what the holder does beside WebAuthn. Credentials are made
+    non-discoverable: the server names the key it wants, a roaming key's few slots stay free, and a registration that
+    stops half-way has not replaced the key before it.
     """
 
     def __init__(
@@ -71,11 +84,13 @@ class CtapSession:
         min_pin_length: int,
         reminds_of_touch: bool = True,
         explain: Callable[[int | None], DeviceError | None] = lambda _status: None,
+        steps: NativeSteps | None = None,
     ) -> None:
         self._device = device
         self._ui = ui
         self._rp_id = rp_id
         self._known = explain
+        self._steps = steps
         self._cancel = Event()
         self._closed = False
         try:
@@ -87,9 +102,19 @@ class CtapSession:
         self._user = _User(ui, self._pin, reminds_of_touch)
         self._client = Fido2Client(device, _ClientData(rp_id), self._user, extensions=())
 
-    def prepare(self, _offer: Mapping[str, bytes]) -> tuple[Evidence, ...]:
-        """A FIDO authenticator has nothing to show before its key is made."""
-        return ()
+    def prepare(self, offer: GateOffer) -> TpmPreparation | None:
+        """A FIDO authenticator has nothing to show before its key is made; what is behind one of our own may have."""
+        return self._steps.prepare(offer) if self._steps else None
+
+    def accept(self, grant: TpmGrant) -> None:
+        """Hand a server's leave on."""
+        if self._steps is None:
+            raise UsageError("Nothing was shown to the server, so it allows nothing.")
+        self._steps.accept(grant)
+
+    def evidence(self, statement: bytes, channel_key: bytes) -> TpmEvidence | None:
+        """What the attestation object does not carry."""
+        return self._steps.evidence(statement, channel_key) if self._steps else None
 
     def create_key(self, creation: KeyCreation) -> Registration:
         """authenticatorMakeCredential with user verification and direct attestation."""
@@ -138,6 +163,8 @@ class CtapSession:
             self._closed = True
             self._user.forget_pin()
             self._device.close()
+            if self._steps is not None:
+                self._steps.close()
 
     def __enter__(self) -> Self:
         return self

@@ -6,14 +6,19 @@ The agent pings an idle stream every 30 seconds and gives a silent server 10 to 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import grpc
 
-from keyvouch_agent.channel_identity import ChannelKey, verify_chain
+from keyvouch.errors import KeyvouchError, UnavailableError
+from keyvouch_agent.channel_identity import VerifiedChain, verify_chain
+from keyvouch_agent.channel_keys import ChannelKeys, SealedChannelKey
 from keyvouch_agent.ledger import Enrolment
+from keyvouch_agent.rpc.errors import error_of
+from keyvouch_agent.rpc.signed_channel import ChannelSigner, signed_credentials
 
-__all__ = ["PING_SECONDS", "enrolled_channel", "public_channel"]
+__all__ = ["PING_SECONDS", "EnrolledChannel", "enrolled_channel", "public_channel"]
 
 PING_SECONDS: Final = 30
 _LONGEST_MESSAGE: Final = 256 * 1024
@@ -40,14 +45,48 @@ def public_channel(endpoint: str, *, authority_pem: bytes | None) -> grpc.aio.Ch
     return grpc.aio.secure_channel(endpoint, credentials, options=_OPTIONS)
 
 
-def enrolled_channel(enrolment: Enrolment) -> grpc.aio.Channel:
+@dataclass(frozen=True, slots=True)
+class EnrolledChannel:
+    """A mutual TLS channel to a device listener. `signer` is None where the TLS library holds the key itself."""
+
+    channel: grpc.aio.Channel
+    endpoint: str
+    signer: ChannelSigner | None = None
+
+    def error_of(self, failure: grpc.aio.AioRpcError) -> KeyvouchError:
+        """The error a failed call stands for: the key's own, where the channel did not open because of it."""
+        error = error_of(failure, endpoint=self.endpoint)
+        if isinstance(error, UnavailableError) and self.signer is not None and self.signer.failure is not None:
+            return self.signer.failure
+        return error
+
+    async def close(self) -> None:
+        """End the channel, and forget what went wrong: an error holds its call, and the call would hold the signer."""
+        await self.channel.close()
+        if self.signer is not None:
+            self.signer.failure = None
+
+
+def enrolled_channel(enrolment: Enrolment, keys: ChannelKeys) -> EnrolledChannel:
     """A mutual TLS channel to an enrolment's device listener. Its one anchor is the identity key's certificate.
 
-    Raises `EvidenceError` where the record's chain does not end there, `DeviceError(LEDGER_CORRUPT)` for its key.
+    Raises `EvidenceError` where the record's chain does not end there, and the `DeviceError` of a key that is damaged
+    or of a missing kind.
     """
-    key = ChannelKey(enrolment.channel_key)
+    key = keys.load(enrolment.channel_key)
     chain = verify_chain(enrolment.certificate_chain, server_id=enrolment.server_id, channel_key=key.spki)
-    credentials = grpc.ssl_channel_credentials(
+    if isinstance(key, SealedChannelKey):
+        return _open(enrolment.device_endpoint, _held_credentials(key, chain))
+    signer = ChannelSigner(key)
+    credentials = signed_credentials(signer, chain_pem=chain.pem, root_pem=chain.authority_pem)
+    return _open(enrolment.device_endpoint, credentials, signer)
+
+
+def _held_credentials(key: SealedChannelKey, chain: VerifiedChain) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(
         root_certificates=chain.authority_pem, private_key=key.pem, certificate_chain=chain.pem
     )
-    return grpc.aio.secure_channel(enrolment.device_endpoint, credentials, options=_OPTIONS)
+
+
+def _open(endpoint: str, credentials: grpc.ChannelCredentials, signer: ChannelSigner | None = None) -> EnrolledChannel:
+    return EnrolledChannel(grpc.aio.secure_channel(endpoint, credentials, options=_OPTIONS), endpoint, signer)

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 import grpc
 
 from keyvouch.v1 import prompts_pb2, prompts_pb2_grpc
-from keyvouch_agent.rpc.errors import error_of
+from keyvouch_agent.rpc.channel import EnrolledChannel
 
 __all__ = ["DeviceClient"]
 
@@ -17,12 +17,11 @@ _SECONDS: Final = 20.0
 
 
 class DeviceClient:
-    """Calls on the device listener. `endpoint` only words the errors. Each call has a deadline of 20 seconds."""
+    """Calls on the device listener. Each call has a deadline of 20 seconds."""
 
-    def __init__(self, channel: grpc.aio.Channel, *, endpoint: str) -> None:
+    def __init__(self, channel: EnrolledChannel) -> None:
         self._channel = channel
-        self._endpoint = endpoint
-        self._stub: prompts_pb2_grpc.PromptServiceAsyncStub = prompts_pb2_grpc.PromptServiceStub(channel)
+        self._stub: prompts_pb2_grpc.PromptServiceAsyncStub = prompts_pb2_grpc.PromptServiceStub(channel.channel)
 
     async def renew_certificate(self) -> tuple[bytes, ...]:
         """A new certificate chain for the channel key in use."""
@@ -47,4 +46,4 @@ class DeviceClient:
         try:
             return await call
         except grpc.aio.AioRpcError as failure:
-            raise error_of(failure, endpoint=self._endpoint) from failure
+            raise self._channel.error_of(failure) from failure

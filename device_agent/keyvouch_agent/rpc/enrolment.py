@@ -1,4 +1,4 @@
-"""`EnrolmentServer` over gRPC: SignInWithAccessPass, BeginRegistration, CompleteRegistration."""
+"""`EnrolmentServer` over gRPC: SignInWithAccessPass, BeginRegistration, PrepareTpm, CompleteRegistration."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ import grpc
 
 from keyvouch.ids import CredentialId, DeviceId
 from keyvouch.v1 import common_pb2, enrolment_pb2, enrolment_pb2_grpc, sign_in_pb2, sign_in_pb2_grpc
-from keyvouch_agent.agent_ports import AttestationEvidence, Registered, RegistrationOffer, RequiredAssurance, Secret
+from keyvouch_agent.agent_ports import (
+    AttestationEvidence,
+    Registered,
+    RegistrationOffer,
+    RequiredAssurance,
+    Secret,
+    TpmOffer,
+)
+from keyvouch_agent.ports import TpmCertification, TpmEvidence, TpmGrant, TpmPreparation
 from keyvouch_agent.rpc.errors import error_of
 
-__all__ = ["EnrolmentClient"]
+__all__ = ["EnrolmentClient", "tpm_attestation"]
 
 _T = TypeVar("_T")
 _SECONDS: Final = 20.0
@@ -43,17 +51,44 @@ class EnrolmentClient:
         return Secret(response.tokens.access_token)
 
     async def begin_registration(
-        self, access_token: Secret, *, channel_public_key: bytes, display_name: str, provider: str
+        self,
+        access_token: Secret,
+        *,
+        channel_public_key: bytes,
+        display_name: str,
+        provider: str,
+        verifies: tuple[int, ...] = (),
     ) -> RegistrationOffer:
         """Ask for a registration statement."""
         request = enrolment_pb2.BeginRegistrationRequest(
             channel_public_key=channel_public_key,
             display_name=display_name,
             provider=_PROVIDERS.get(provider, common_pb2.PROVIDER_KIND_UNSPECIFIED),
+            tpm=enrolment_pb2.TpmAbilities(verifies=verifies) if verifies else None,
         )
         metadata = (("authorization", f"Bearer {access_token.reveal()}"),)
         return _offer(
             await self._answer(self._enrolment.BeginRegistration(request, timeout=_SECONDS, metadata=metadata))
+        )
+
+    async def prepare_tpm(self, registration_token: Secret, preparation: TpmPreparation) -> TpmGrant:
+        """Show the TPM."""
+        request = enrolment_pb2.PrepareTpmRequest(
+            endorsement_key=preparation.endorsement_key,
+            endorsement_certificates=preparation.endorsement_certificates,
+            attestation_key=preparation.attestation_key,
+            pin_index=preparation.pin_index,
+            session_nonce=preparation.session_nonce,
+        )
+        metadata = (("authorization", f"Registration {registration_token.reveal()}"),)
+        granted = await self._answer(self._enrolment.PrepareTpm(request, timeout=_SECONDS, metadata=metadata))
+        return TpmGrant(
+            credential_blob=granted.credential_blob,
+            encrypted_secret=granted.encrypted_secret,
+            sealed_certificate=granted.sealed_certificate,
+            first_write=granted.first_write,
+            pin_change=granted.pin_change,
+            statement=granted.statement,
         )
 
     async def complete_registration(self, registration_token: Secret, evidence: AttestationEvidence) -> Registered:
@@ -62,6 +97,7 @@ class EnrolmentClient:
             client_data_json=evidence.client_data_json,
             attestation_object=evidence.attestation_object,
             channel_proof=evidence.channel_proof,
+            tpm=_tpm_evidence(evidence.tpm) if evidence.tpm else None,
         )
         metadata = (("authorization", f"Registration {registration_token.reveal()}"),)
         return _registered(
@@ -101,7 +137,24 @@ def _offer(message: enrolment_pb2.BeginRegistrationResponse) -> RegistrationOffe
             verification=_word(common_pb2.Verification.Name(required.verification), "VERIFICATION_"),
             provenance=_word(common_pb2.Provenance.Name(required.provenance), "PROVENANCE_"),
         ),
+        tpm=TpmOffer(message.tpm.ceremony_key, message.tpm.pin_limit) if message.HasField("tpm") else None,
     )
+
+
+def _tpm_evidence(evidence: TpmEvidence) -> enrolment_pb2.TpmEvidence:
+    return enrolment_pb2.TpmEvidence(
+        activation=evidence.activation,
+        pin_index=tpm_attestation(evidence.pin_index),
+        channel_key=evidence.channel_key,
+        channel_key_certification=(
+            tpm_attestation(evidence.channel_key_certification) if evidence.channel_key_certification else None
+        ),
+    )
+
+
+def tpm_attestation(certification: TpmCertification) -> enrolment_pb2.TpmAttestation:
+    """What a TPM attests, on the wire."""
+    return enrolment_pb2.TpmAttestation(attest=certification.attest, signature=certification.signature)
 
 
 def _registered(message: enrolment_pb2.CompleteRegistrationResponse) -> Registered:
@@ -114,4 +167,5 @@ def _registered(message: enrolment_pb2.CompleteRegistrationResponse) -> Register
         certificate_chain=tuple(message.certificate_chain),
         device_endpoint=message.device_endpoint,
         tenant_name=message.tenant_name,
+        replaced_device_id=message.replaced_device_id,
     )

@@ -21,6 +21,7 @@ from keyvouch.v1 import common_pb2, prompts_pb2, prompts_pb2_grpc
 from keyvouch_agent.agent_ports import (
     Answer,
     EventHandler,
+    HealthVerdict,
     LinkState,
     Outcome,
     Prompt,
@@ -31,7 +32,9 @@ from keyvouch_agent.agent_ports import (
     Withdrawn,
 )
 from keyvouch_agent.backoff import Backoff
-from keyvouch_agent.rpc.errors import error_of
+from keyvouch_agent.ports import HealthReport
+from keyvouch_agent.rpc.channel import EnrolledChannel
+from keyvouch_agent.rpc.enrolment import tpm_attestation
 
 __all__ = ["PromptStream"]
 
@@ -56,7 +59,7 @@ class PromptStream:
     def __init__(
         self,
         *,
-        open_channel: Callable[[], grpc.aio.Channel],
+        open_channel: Callable[[], EnrolledChannel],
         endpoint: str,
         agent_version: str,
         on_event: EventHandler,
@@ -78,6 +81,11 @@ class PromptStream:
         if self._outgoing is not None:
             self._outgoing.put_nowait(prompts_pb2.StreamPromptsRequest(answer=_answer_message(answer)))
 
+    def report_health(self, report: HealthReport) -> None:
+        """Queue the report on the open stream."""
+        if self._outgoing is not None:
+            self._outgoing.put_nowait(prompts_pb2.StreamPromptsRequest(health=_health_message(report)))
+
     async def run(self) -> LinkState:
         """Keep the stream open until a final state, and return that."""
         while True:
@@ -98,12 +106,12 @@ class PromptStream:
         except KeyvouchError as failure:
             return failure
         self._outgoing = asyncio.Queue()
-        stub: prompts_pb2_grpc.PromptServiceAsyncStub = prompts_pb2_grpc.PromptServiceStub(channel)
+        stub: prompts_pb2_grpc.PromptServiceAsyncStub = prompts_pb2_grpc.PromptServiceStub(channel.channel)
         call = stub.StreamPrompts(self._requests(self._outgoing))
         try:
             await self._listen(call)
         except grpc.aio.AioRpcError as failure:
-            return error_of(failure, endpoint=self._endpoint)
+            return channel.error_of(failure)
         except KeyvouchError as failure:
             return failure
         finally:
@@ -163,7 +171,8 @@ def _event(message: prompts_pb2.StreamPromptsResponse) -> ServerEvent:
     kind = message.WhichOneof("event")
     match kind:
         case "welcome":
-            return Welcome(message.welcome.server_version, message.welcome.server_time)
+            w = message.welcome
+            return Welcome(w.server_version, w.server_time, w.health_nonce, tuple(w.health_pcrs))
         case "prompt":
             prompt = message.prompt
             return Prompt(prompt.prompt_id, prompt.offer, prompt.expires_at, prompt.number_digits)
@@ -173,10 +182,32 @@ def _event(message: prompts_pb2.StreamPromptsResponse) -> ServerEvent:
             return Outcome(outcome.prompt_id, outcome.accepted, state, outcome.reason, outcome.message)
         case "withdrawn":
             return Withdrawn(message.withdrawn.prompt_id, _state(message.withdrawn.state))
+        case "health":
+            return _verdict(message.health)
         case None:
             raise ValueError("the message holds no event this agent knows")
         case _:
             assert_never(kind)
+
+
+def _verdict(message: prompts_pb2.HealthVerdict) -> HealthVerdict:
+    state = common_pb2.HealthState.Name(message.state).removeprefix("HEALTH_STATE_").lower()
+    assurance = message.assurance
+    words = (
+        common_pb2.Protection.Name(assurance.protection).removeprefix("PROTECTION_"),
+        common_pb2.Verification.Name(assurance.verification).removeprefix("VERIFICATION_"),
+        common_pb2.Provenance.Name(assurance.provenance).removeprefix("PROVENANCE_"),
+    )
+    return HealthVerdict(state, tuple(message.findings), "/".join(words).lower())
+
+
+def _health_message(report: HealthReport) -> prompts_pb2.HealthReport:
+    return prompts_pb2.HealthReport(
+        quote=tpm_attestation(report.quote) if report.quote else None,
+        pcr_values=report.pcr_values,
+        event_log=report.event_log,
+        trouble=report.trouble,
+    )
 
 
 def _answer_message(answer: Answer) -> prompts_pb2.Answer:

@@ -64,6 +64,10 @@ class TpmLink:
             self._attestation_key = attestation_key.load(self.tpm, seed, record.public.name)
         return self._attestation_key
 
+    def use_attestation_key(self, key: LoadedAttestationKey) -> None:
+        """A fresh one has been made and recorded."""
+        self._attestation_key = key
+
     @property
     def index(self) -> PinIndex:
         """The PIN's index. There must be a PIN."""

@@ -174,6 +174,19 @@ class TpmAccess:
         """Whether a resource manager stands between this agent and the TPM."""
         return self._open_tcti is None and self.configuration.startswith(_MANAGED)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether there is reason to think that there is a TPM: one was named, or the kernel has one."""
+        named = self._open_tcti is not None or self.settings.tcti or "TSS2_TCTI" in os.environ
+        return bool(named) or Path(DEFAULT_DEVICE).exists()
+
+    def require_library(self) -> None:
+        """Raise `DeviceError(UNSUPPORTED)` where libtss2 or its Python part is missing."""
+        try:
+            import tpm2_pytss  # noqa: F401, PLC0415
+        except (ImportError, OSError, RuntimeError) as error:
+            raise _no_library() from error
+
     def open(self) -> Tpm:
         """Connect. Raises `DeviceError`: UNSUPPORTED without libtss2, TPM_UNAVAILABLE, TPM_PERMISSION."""
         tpm = self._connect()
@@ -186,10 +199,9 @@ class TpmAccess:
         return tpm
 
     def _connect(self) -> Tpm:
-        try:
-            from tpm2_pytss import ESAPI, ESYS_TR, TCTILdr, TSS2_Exception  # noqa: PLC0415
-        except (ImportError, OSError) as error:
-            raise _no_library() from error
+        self.require_library()
+        from tpm2_pytss import ESAPI, ESYS_TR, TCTILdr, TSS2_Exception  # noqa: PLC0415
+
         os.environ.setdefault("TSS2_LOG", "all+NONE")  # else libtss2 writes every expected refusal to stderr
         try:
             tcti = self._open_tcti() if self._open_tcti else TCTILdr.parse(self.configuration)

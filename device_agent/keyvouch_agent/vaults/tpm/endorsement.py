@@ -60,6 +60,8 @@ class EndorsementKey:
     handle: Any
     public: TpmPublic
     certificates: tuple[bytes, ...]
+    loaded: bool
+    """Whether it takes room in the TPM, which a persistent one does not."""
 
 
 def find_endorsement_key(tpm: Tpm, *, has_curves: bool) -> EndorsementKey:
@@ -136,10 +138,10 @@ def _authorization(tpm: Tpm, key: EndorsementKey, parent: Any) -> Any:
 def _made(tpm: Tpm, kind: str, certificates: tuple[bytes, ...]) -> EndorsementKey:
     """The key of a template: the persistent one, if it is the certificate's, else made anew."""
     if certificates and (found := _persistent(tpm, certificates[0])) is not None:
-        return EndorsementKey(found[0], found[1], certificates)
+        return EndorsementKey(found[0], found[1], certificates, loaded=False)
     template = create_ek_template(kind, _reader(tpm))[1]
     made = tpm.do(tpm.esapi.create_primary, TPM2B_SENSITIVE_CREATE(), template, ESYS_TR.ENDORSEMENT)
-    return EndorsementKey(tpm.hold(made[0]), _area(made[1]), certificates)
+    return EndorsementKey(tpm.hold(made[0]), _area(made[1]), certificates, loaded=True)
 
 
 def _persistent(tpm: Tpm, certificate: bytes) -> tuple[Any, TpmPublic] | None:

@@ -16,13 +16,10 @@ from keyvouch.attestation.tpm_public import TpmPublic
 from keyvouch.attestation.tpm_structures import TpmSignature
 from keyvouch.errors import DeviceError, Reason
 
-__all__ = ["OWNER", "KeyFile", "is_key_file", "signature_value"]
+__all__ = ["OWNER", "KeyFile", "signature_value"]
 
 OWNER: Final = 0x4000_0001
 """TPM_RH_OWNER in the place of the parent: the primary key of the standard template."""
-
-_OID: Final = bytes.fromhex("0606678105" + "0a0103")
-"""2.23.133.10.1.3, id-loadablekey."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +56,6 @@ class KeyFile:
                 fix="Restore it from a backup, or enrol this device again.",
             ) from error
         return cls(key.private, key.public, int(key.parent))
-
-
-def is_key_file(data: bytes) -> bool:
-    """Whether DER is one of these: what it begins with after its own length."""
-    return data[:1] == b"\x30" and _OID in data[:16]
 
 
 def signature_value(signature: Any) -> bytes:

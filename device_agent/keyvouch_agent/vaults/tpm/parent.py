@@ -7,6 +7,7 @@ is another TPM, or this one was cleared.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 from tpm2_pytss import ESYS_TR, TPM2B_SENSITIVE_CREATE
@@ -20,7 +21,7 @@ from keyvouch_agent.vaults.tpm.profile import TpmProfile
 from keyvouch_agent.vaults.tpm.response_codes import REENROL, Code, Words
 from keyvouch_agent.vaults.tpm.templates import KINDS, storage_root_key
 
-__all__ = ["PERSISTENT", "choose_parent", "open_parent"]
+__all__ = ["PERSISTENT", "choose_parent", "open_parent", "parents"]
 
 PERSISTENT: Final = 0x8100_0001
 """Where the storage root key stands (TCG TPM v2.0 Provisioning Guidance, section 7.8)."""
@@ -55,6 +56,22 @@ def open_parent(tpm: Tpm, pinned: StorageParent) -> Any:
     if name != pinned.name:
         raise _cleared()
     return handle
+
+
+def parents(tpm: Tpm) -> Iterator[Any]:
+    """Every storage root key a key could be under, one held at a time: the persistent one, then those of templates."""
+    handle = _persistent(tpm)
+    if handle is not None:
+        yield handle
+    for algorithm in KINDS:
+        try:
+            handle, _ = _primary(tpm, algorithm)
+        except DeviceError as error:
+            if error.reason is not Reason.TPM_FAILED:
+                raise
+            continue  # a kind of key that this TPM does not make
+        yield handle
+        tpm.release(handle)
 
 
 def _persistent(tpm: Tpm) -> Any | None:

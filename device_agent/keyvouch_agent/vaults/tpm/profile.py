@@ -43,6 +43,16 @@ class TpmProfile:
         return tuple(int(kind.algorithm) for kind in self.kinds)
 
     @property
+    def name(self) -> str:
+        """For people."""
+        return "Emulated TPM (keys in software)" if self.is_emulated else "Trusted Platform Module"
+
+    @property
+    def has_curves(self) -> bool:
+        """Whether it makes any keys on curves."""
+        return any(kind.curve is not None for kind in self.kinds)
+
+    @property
     def is_emulated(self) -> bool:
         """Whether it says that it is a program."""
         return self.vendor.startswith(_SOFTWARE)

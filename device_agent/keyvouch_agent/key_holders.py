@@ -1,0 +1,208 @@
+"""What this agent can keep keys in, put together: vault, authenticator, provider, for each kind.
+
+    holders = KeyHolderSet(home, clock, kdf=None)
+    holders.makers()         for the shelf
+    holders.channel_keys()   for the device channel
+    holders.tpm_access()     the way to the TPM, for commands about it
+
+The TPM's modules are loaded when a TPM is wanted, and not before: they need libtss2, which is not everywhere.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from keyvouch.errors import DeviceError, KeyvouchError
+from keyvouch.ids import CredentialId
+from keyvouch_agent.agent_ports import Clock
+from keyvouch_agent.agent_settings import load_settings, read_auth
+from keyvouch_agent.authenticator.engine import Authenticator
+from keyvouch_agent.channel_keys import (
+    ChannelKey,
+    ChannelKeys,
+    FirstThatWorks,
+    SealedChannelKeys,
+    UnusableChannelKey,
+    is_tpm_key,
+)
+from keyvouch_agent.home import Home
+from keyvouch_agent.ledger import Ledger
+from keyvouch_agent.ports import KeyProtection, Provider, ProviderKind
+from keyvouch_agent.provider_shelf import ProviderKey, ProviderMaker, ProviderShelf
+from keyvouch_agent.providers.built_in import BuiltInProvider, NativeHolder
+from keyvouch_agent.system import SystemEntropy
+from keyvouch_agent.vaults.software import KdfParameters, SoftwareVault
+from keyvouch_agent.vaults.tpm.connection import TpmAccess, TpmSettings
+
+__all__ = ["TPM_FOLDER", "KeyHolderSet", "ShelfHolders"]
+
+EVENT_LOG: Final = "/sys/kernel/security/tpm0/binary_bios_measurements"
+"""Where Linux shows the firmware's log."""
+
+TPM_FOLDER: Final = "vault-tpm"
+_SOFTWARE_FOLDER: Final = "vault-software"
+
+Opened = tuple[Provider, Callable[[], None]]
+
+
+class KeyHolderSet:
+    """The holders of one home. `open_tcti` takes the place of the configured TPM, for benches."""
+
+    def __init__(
+        self,
+        home: Home,
+        clock: Clock,
+        *,
+        kdf: KdfParameters | None = None,
+        open_tcti: Callable[[], Any] | None = None,
+    ) -> None:
+        self._home = home
+        self._clock = clock
+        self._kdf = kdf
+        self._open_tcti = open_tcti
+
+    def makers(self) -> Mapping[str, ProviderMaker]:
+        """By kind."""
+        return {
+            ProviderKind.SOFTWARE.value: ProviderMaker(self._software),
+            ProviderKind.TPM.value: ProviderMaker(self._tpm, lambda: secrets.token_hex(8), self._erase_tpm),
+        }
+
+    def channel_keys(self, provider: str = "") -> ChannelKeys:
+        """Where channel keys live: new ones in the TPM if `provider` is that, else in software; both can be loaded."""
+        sealed, tpm = SealedChannelKeys(), _LateTpmChannelKeys(self.tpm_access)
+        return FirstThatWorks([tpm, sealed] if provider == ProviderKind.TPM else [sealed, tpm])
+
+    def tpm_access(self) -> TpmAccess:
+        """The way to the TPM. Raises CONFIGURATION for settings that cannot be used."""
+        s = load_settings(self._home)
+        settings = TpmSettings(
+            tcti=s.tcti,
+            owner_auth=read_auth(s.owner_auth_file),
+            endorsement_auth=read_auth(s.endorsement_auth_file),
+            endorsement_certificate=s.endorsement_certificate,
+        )
+        return TpmAccess(settings, open_tcti=self._open_tcti)
+
+    def tpm_accounts(self) -> tuple[str, ...]:
+        """Names of the accounts that have a folder, in use or left behind."""
+        folder = self._home.folder(TPM_FOLDER)
+        return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+
+    def abandoned_tpm_accounts(self) -> tuple[str, ...]:
+        """Those that neither an enrolment nor an interrupted registration names: a killed `enroll` left them."""
+        ledger = Ledger(self._home)
+        used = {e.account for e in ledger.enrolments()} | {s.account for s in ledger.staged()}
+        return tuple(account for account in self.tpm_accounts() if account not in used)
+
+    def best_kind(self, say: Callable[[str], None]) -> str:
+        """The kind of provider for who does not name one: a TPM that can be used, else software. Says which and why."""
+        access = self.tpm_access()
+        if not access.is_there:
+            return ProviderKind.SOFTWARE.value
+        try:
+            access.require_library()
+            access.open().close()
+        except DeviceError as error:
+            say(f"The key goes into the software vault. {error.message} {error.fix}")
+            return ProviderKind.SOFTWARE.value
+        say("The key goes into the TPM.")
+        return ProviderKind.TPM.value
+
+    def sweep_tpm(self, shelf: ProviderShelf) -> None:
+        """Take out of the TPM what abandoned accounts left there. What cannot be taken out waits for the next time."""
+        holders = ShelfHolders(shelf, ProviderKind.TPM.value)
+        for account in self.abandoned_tpm_accounts():
+            with suppress(KeyvouchError):
+                holders.forget("", account, None)
+
+    def _software(self, _account: str) -> Opened:
+        entropy = SystemEntropy()
+        vault = SoftwareVault.open(self._home.folder(_SOFTWARE_FOLDER), entropy, kdf=self._kdf)
+
+        return BuiltInProvider(Authenticator(vault, self._clock, entropy)), vault.close
+
+    def _tpm(self, name: str) -> Opened:
+        access = self.tpm_access()
+        access.require_library()
+        from keyvouch_agent.vaults.tpm.account import TpmAccount  # noqa: PLC0415 - needs libtss2
+        from keyvouch_agent.vaults.tpm.health import report  # noqa: PLC0415
+        from keyvouch_agent.vaults.tpm.registration import TpmRegistration  # noqa: PLC0415
+        from keyvouch_agent.vaults.tpm.vault import TpmVault  # noqa: PLC0415
+
+        entropy = SystemEntropy()
+        account = TpmAccount.open(self._home.folder(TPM_FOLDER) / name, access)
+        account.sweep()
+        vault, profile = TpmVault(account, entropy), account.profile
+        native = NativeHolder(
+            name=profile.name,
+            protection=KeyProtection.EMULATED_HARDWARE if profile.is_emulated else KeyProtection.HARDWARE,
+            verifies=profile.algorithms,
+            steps=lambda: TpmRegistration(account, vault, entropy),
+            health=lambda data, pcrs: report(account, data, pcrs, event_log=self._event_log(access)),
+            forget=vault.reset,
+        )
+        return BuiltInProvider(Authenticator(vault, self._clock, entropy), native=native), vault.close
+
+    def _event_log(self, access: TpmAccess) -> str:
+        """The log of the boot of this computer is none of a TPM elsewhere."""
+        configured = load_settings(self._home).event_log
+        return configured or (EVENT_LOG if access.configuration.startswith("device:") else "")
+
+    def _erase_tpm(self, name: str) -> None:
+        """Remove the folder of an account that was forgotten: only the lock is left in it."""
+        folder = self._home.folder(TPM_FOLDER) / name
+        with suppress(OSError):
+            (folder / "lock").unlink()
+            folder.rmdir()
+
+
+class ShelfHolders:
+    """`KeyHolders` over the shelf, for registrations of one kind."""
+
+    def __init__(self, shelf: ProviderShelf, kind: str) -> None:
+        self._shelf = shelf
+        self._kind = kind
+
+    def new(self) -> tuple[str, Provider]:
+        """See `KeyHolders`."""
+        key = self._shelf.for_new_account(self._kind)
+        return key.account, self._shelf.get(key)
+
+    def forget(self, provider: str, account: str, credential_id: CredentialId | None) -> None:
+        """See `KeyHolders`."""
+        key = ProviderKey(provider or self._kind, account)
+        self._shelf.get(key).forget(credential_id)
+        self._shelf.erase(key)
+
+
+class _LateTpmChannelKeys:
+    """The TPM's channel keys, with the modules behind them loaded at the first use."""
+
+    def __init__(self, access: Callable[[], TpmAccess]) -> None:
+        self._access = access
+
+    def make(self) -> ChannelKey:
+        """See `ChannelKeys`."""
+        return self._keys().make()
+
+    def knows(self, stored: bytes) -> bool:
+        """See `ChannelKeys`."""
+        return is_tpm_key(stored)
+
+    def load(self, stored: bytes) -> ChannelKey:
+        """See `ChannelKeys`."""
+        try:
+            return self._keys().load(stored)
+        except DeviceError as error:
+            return UnusableChannelKey(stored, error)
+
+    def _keys(self) -> ChannelKeys:
+        access = self._access()
+        access.require_library()
+        from keyvouch_agent.vaults.tpm.channel_key import TpmChannelKeys  # noqa: PLC0415 - needs libtss2
+
+        return TpmChannelKeys(access)
