@@ -24,7 +24,7 @@ from keyvouch.ids import CredentialId, DeviceId, ServerId, TenantId, UserId
 from keyvouch_agent.agent_ports import Answer
 from keyvouch_agent.home import Home
 from keyvouch_agent.ports import Assertion
-from keyvouch_agent.strict_json import COUNT, Field, dump_object, octets, octets_list, parse_object, text
+from keyvouch_agent.strict_json import COUNT, FLAG, Field, dump_object, octets, octets_list, parse_object, text
 
 __all__ = ["Enrolment", "KeptAnswer", "Ledger", "StagedRegistration"]
 
@@ -40,7 +40,8 @@ class Enrolment:
 
     `public_ca` is PEM, empty for the system's anchors; `channel_key` as it is stored; `certificate_chain` DER, the
     device's certificate first, the server's identity certificate last; `account` names the folder of the provider that
-    keeps each account's keys apart, empty for one that does not.
+    keeps each account's keys apart, empty for one that does not. `emulated`: what holds the key says of itself that it
+    is a program.
     """
 
     FORMAT: ClassVar[str] = "keyvouch enrolment"
@@ -61,7 +62,7 @@ class Enrolment:
         "channel_key": octets(),
         "certificate_chain": octets_list(4),
     }
-    ADDED: ClassVar[Mapping[str, Field]] = {"account": text(32)}
+    ADDED: ClassVar[Mapping[str, Field]] = {"account": text(32), "emulated": FLAG}
 
     public_endpoint: str
     public_ca: str
@@ -79,6 +80,7 @@ class Enrolment:
     channel_key: bytes = field(repr=False)
     certificate_chain: tuple[bytes, ...] = field(repr=False)
     account: str = ""
+    emulated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ class StagedRegistration:
         "attestation_object": octets(65536),
         "channel_proof": octets(),
     }
-    ADDED: ClassVar[Mapping[str, Field]] = {"account": text(32), "tpm_evidence": octets_list(6)}
+    ADDED: ClassVar[Mapping[str, Field]] = {"account": text(32), "emulated": FLAG, "tpm_evidence": octets_list(6)}
 
     public_endpoint: str
     public_ca: str
@@ -119,6 +121,7 @@ class StagedRegistration:
     attestation_object: bytes = field(repr=False)
     channel_proof: bytes = field(repr=False)
     account: str = ""
+    emulated: bool = False
     tpm_evidence: tuple[bytes, ...] = field(default=(), repr=False)
     """The members of `TpmEvidence` in their order, two for each certification; none for a key that is in no TPM."""
 

@@ -21,6 +21,7 @@ __all__ = [
     "enrolment_document",
     "error_document",
     "health_document",
+    "key_label",
     "outcome_document",
     "pin_document",
     "prompt_document",
@@ -34,6 +35,13 @@ KEY_LABELS: Mapping[str, str] = {
     "fido2": "security key",
     "smartcard": "smartcard",
 }
+
+
+def key_label(enrolment: Enrolment) -> str:
+    """What holds the key, honestly."""
+    if enrolment.emulated:
+        return "an emulated TPM, which is software"
+    return KEY_LABELS.get(enrolment.provider, enrolment.provider)
 
 
 def prompt_document(review: Review, enrolment: Enrolment, *, server_now: float) -> Document:
@@ -55,7 +63,7 @@ def prompt_document(review: Review, enrolment: Enrolment, *, server_now: float) 
         "seconds_left": max(0, int(review.expires_at - server_now)),
         "number_digits": review.prompt.number_digits,
         "provider": enrolment.provider,
-        "key": KEY_LABELS.get(enrolment.provider, enrolment.provider),
+        "key": key_label(enrolment),
         "device_id": enrolment.device_id,
     }
 
@@ -93,7 +101,7 @@ def enrolment_document(enrolment: Enrolment, *, channel_key: str) -> Document:
         "credential_id": enrolment.credential_id.hex(),
         "rp_id": enrolment.rp_id,
         "provider": enrolment.provider,
-        "key": KEY_LABELS.get(enrolment.provider, enrolment.provider),
+        "key": key_label(enrolment),
         "channel_key": channel_key,
     }
 

@@ -25,11 +25,13 @@ from typing import Any, Final, TextIO
 from keyvouch.errors import KeyvouchError
 from keyvouch.statement import SignInOffer
 from keyvouch.v1 import prompts_pb2 as prompts
+from keyvouch_bench.demo_keys import DemoKeys, chosen
 from keyvouch_bench.device import BenchDevice, PromptStream, enrol_with_pass
 from keyvouch_bench.server_process import ServerProcess
 from keyvouch_client import Connection, SignIn
 
 PIN: Final = "493817"
+WRONG_PIN: Final = "493818"
 PATIENCE_SECONDS: Final = 30.0
 
 
@@ -100,11 +102,16 @@ def _wrapped(words: Sequence[str], width: int) -> list[str]:
 class Person:
     """Somebody with a client and an agent, each with a home of its own."""
 
-    def __init__(self, stage: Stage, server: ServerProcess, name: str) -> None:
+    def __init__(self, stage: Stage, server: ServerProcess, name: str, *, provider: str, settings: str) -> None:
         self.name = name
+        self.provider = provider
         self._stage = stage
         self._server = server
         self._home = stage.folder / name
+        if settings:
+            (self._home / "agent").mkdir(mode=0o700, parents=True)
+            (self._home / "agent" / "agent.toml").write_text(settings, "utf-8")
+            (self._home / "agent" / "agent.toml").chmod(0o600)
 
     def agent(self, *arguments: str, secrets: dict[str, str] | None = None, show: bool = True) -> str:
         """Run `keyvouch-agent`; `secrets` go through descriptors, never through the command line."""
@@ -139,7 +146,7 @@ class Person:
         """Register this person's device with a pass; the PIN is new and stays on the device."""
         self.agent(
             "enroll", "--server", self._server.endpoint, "--ca", str(self._server.ca), "--tenant", self._server.tenant,
-            "--user", self.name, "--name", f"Laptop of {self.name}",
+            "--user", self.name, "--name", f"Laptop of {self.name}", "--provider", self.provider,
             secrets={"--access-pass-fd": access_pass, "--pin-fd": PIN},
         )  # fmt: skip
 
@@ -328,20 +335,39 @@ def _expect(stage: Stage, name: str, outcome: prompts.Outcome, *, accepted: bool
         raise RuntimeError(f"the server answered {outcome}")
 
 
-def tell(stage: Stage) -> None:
+def wrong_pin(stage: Stage, person: Person) -> None:
+    """Somebody who has the device and sees the number, but does not know the PIN."""
+    with person.signing_in() as process:
+        number = _read_number(stage, process)
+        person.wait_for_prompt()
+        stage.tell(f"Whoever holds the device types {number}, and a PIN that is wrong. The TPM counts:")
+        try:
+            person.agent("approve", "--number", number, secrets={"--pin-fd": WRONG_PIN})
+        except RuntimeError as error:
+            stage.output(str(error).partition("\n")[2])
+        person.agent("deny", show=False)
+        process.wait(PATIENCE_SECONDS)
+    stage.good("Refused by the chip itself. At the limit it opens this key for nobody; other keys are not affected.")
+
+
+def tell(stage: Stage, keys: DemoKeys) -> None:
     """The whole story."""
     stage.chapter("A server is made: keys, store, first tenant, first administrator")
     with ServerProcess.make(stage.folder) as server, ExitStack() as stack:
         stage.command(["keyvouch-server", "init", "--data", str(server.data), "--tenant", server.tenant,
                        "--administrator", server.administrator])  # fmt: skip
+        keys.trust(server.data)
         server.start()
         stage.command(["keyvouch-server", "serve", "--data", str(server.data), "&"])
         ports = f"port {server.public_port} for clients (TLS), {server.device_port} for devices (mutual TLS)"
         stage.tell(f"process {server.pid}: {ports}")
-        admin, ada = Person(stage, server, server.administrator), Person(stage, server, "ada")
+        admin, ada = (
+            Person(stage, server, name, provider=keys.provider(n), settings=keys.settings(n))
+            for n, name in enumerate((server.administrator, "ada"))
+        )
 
         stage.chapter("The administrator registers a device with the first access pass, and signs in with it")
-        stage.tell("Key provider: software, the only one of this release. The key says so wherever it appears.")
+        stage.tell(keys.told)
         admin.enrol(server.administrator_pass)
         stack.enter_context(admin.running_agent())
         sign_in(stage, admin)
@@ -363,6 +389,9 @@ def tell(stage: Stage) -> None:
 
         stage.chapter("An attack: a wrong number")
         wrong_number(stage, ada)
+        if ada.provider == "tpm":
+            stage.chapter("An attack: a guessed PIN")
+            wrong_pin(stage, ada)
         attacks(stage, server, admin)
 
         stage.chapter("What the audit log says")
@@ -370,6 +399,9 @@ def tell(stage: Stage) -> None:
         stage.command(["keyvouch", "admin", "audit", "--limit", "12"])
         stage.tell("Number, action and outcome; the command also shows time, actor, subject and details:")
         stage.output("\n".join(f"{r['sequence']:<4}{r['action']:<23}{r['outcome']}" for r in audit["records"]))
+        if keys.tcti:
+            stage.chapter("The TPM is left as it was")
+            ada.agent("unregister", "--yes")
 
 
 def attacks(stage: Stage, server: ServerProcess, admin: Person) -> None:
@@ -383,12 +415,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns 0 when every step went as told."""
     parser = argparse.ArgumentParser(prog="./run demo", description="The main job, end to end, on this machine.")
     parser.add_argument("--unattended", action="store_true", help="type nothing: the demo types the number itself")
+    parser.add_argument(
+        "--provider", default="", choices=("tpm", "software"), help="what holds the keys; else the best there is"
+    )
     arguments = parser.parse_args(argv)
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and not arguments.unattended
     with tempfile.TemporaryDirectory(prefix="keyvouch-demo-") as folder:
         stage = Stage(Path(folder), interactive=interactive, colour=sys.stdout.isatty())
         try:
-            tell(stage)
+            with chosen(arguments.provider, Path(folder)) as keys:
+                tell(stage, keys)
         except (RuntimeError, KeyvouchError) as error:
             sys.stderr.write(f"\nThe demo stopped: {error}\n")
             return 1

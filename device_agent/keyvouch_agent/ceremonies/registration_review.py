@@ -189,6 +189,7 @@ def staged_of(
         attestation_object=made.attestation_object,
         channel_proof=prove(key, Purpose.CHANNEL, statement.encoded),
         account=account,
+        emulated=capabilities.key_protection is KeyProtection.EMULATED_HARDWARE,
         tpm_evidence=_members(tpm) if tpm else (),
     )
 
@@ -248,6 +249,7 @@ def enrolment_of(staged: StagedRegistration, registered: Registered, chain: Veri
         channel_key=staged.channel_key,
         certificate_chain=chain.certificates,
         account=staged.account,
+        emulated=staged.emulated,
     )
 
 

@@ -1,0 +1,127 @@
+"""What holds the keys in the demonstration: a TPM of this computer, an emulated one, or software; and why.
+
+with chosen("") as keys:          the best there is; or "tpm", "software"
+    keys.told                     which one and why, a sentence
+    keys.trust(server.data)       let a server believe the makers of emulated TPMs
+    keys.settings(0)              text of the agent.toml of the first person
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from keyvouch.errors import DeviceError, KeyvouchError, Reason, UnavailableError
+from keyvouch_agent.vaults.tpm.connection import DEFAULT_DEVICE, TpmAccess, TpmSettings
+
+if TYPE_CHECKING:
+    from keyvouch_bench.swtpm import Swtpm
+
+__all__ = ["DemoKeys", "chosen"]
+
+PEOPLE: Final = 2
+"""Everybody has a device of their own, so a TPM of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoKeys:
+    """The choice. `emulated` are running TPMs, one a person; `tcti` the way to a real one, which only one has."""
+
+    told: str
+    emulated: tuple[Swtpm, ...] = ()
+    tcti: str = ""
+
+    def provider(self, person: int) -> str:
+        """The kind of provider of a person. There is one real TPM, and Ada, the second one, has it."""
+        if self.emulated:
+            return "tpm"
+        return "tpm" if self.tcti and person == PEOPLE - 1 else "software"
+
+    def settings(self, person: int) -> str:
+        """What goes into the agent.toml of a person, empty for nothing."""
+        tcti = self.emulated[person].tcti if self.emulated else self.tcti
+        return f'[tpm]\ntcti = "{tcti}"\n' if tcti else ""
+
+    def trust(self, data: Path) -> None:
+        """Let the server in this data directory believe the maker of the emulated TPMs, for this demonstration only."""
+        if not self.emulated:
+            return
+        from keyvouch_bench.swtpm import MANUFACTURER  # noqa: PLC0415 - where there is no TPM library, nothing needs it
+
+        lines = ["", "[tpm]", f'endorsement_trust = "{self.emulated[0].ca_certificates}"']
+        lines.append(f'unregistered_manufacturers = ["{MANUFACTURER}"]')
+        with (data / "keyvouch.toml").open("a", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+
+
+@contextmanager
+def chosen(wanted: str, folder: Path) -> Iterator[DemoKeys]:
+    """The provider that is wanted, or for an empty text the best there is.
+
+    Raises `UnavailableError` where the one that is wanted cannot be had.
+    """
+    with ExitStack() as stack:
+        why: list[str] = []
+        if wanted != "software":
+            keys = _real(why) or _emulated(stack, folder, why)
+            if keys is not None:
+                yield keys
+                return
+            if wanted == "tpm":
+                raise _no_tpm(" ".join(why))
+        reason = "as you asked" if wanted else " ".join(why)
+        yield DemoKeys(f"Key provider: software ({reason}). The keys say so wherever they appear.")
+
+
+def _no_tpm(why: str) -> UnavailableError:
+    return UnavailableError(
+        Reason.TPM_UNAVAILABLE,
+        f"There is no TPM for the demonstration. {why}",
+        fix="Install swtpm, swtpm-tools and libtss2-dev, or run it with --provider software.",
+    )
+
+
+def _real(why: list[str]) -> DemoKeys | None:
+    """A TPM of this computer, or one that TSS2_TCTI names."""
+    named = os.environ.get("TSS2_TCTI", "")
+    if not named and not Path(DEFAULT_DEVICE).exists():
+        why.append("This computer has no TPM.")
+        return None
+    access = TpmAccess(TpmSettings(tcti=named))
+    try:
+        access.open().close()
+    except DeviceError as error:
+        why.append(error.message)
+        return None
+    told = f"Key provider: the TPM at {access.configuration}, for Ada; it is left as it was."
+    return DemoKeys(f"{told} The administrator's key is in software.", tcti=access.configuration)
+
+
+def _emulated(stack: ExitStack, folder: Path, why: list[str]) -> DemoKeys | None:
+    """Two emulated TPMs, made for this demonstration."""
+    if shutil.which("swtpm", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
+        why.append("No emulated one is installed (Debian: swtpm, swtpm-tools).")
+        return None
+    try:
+        TpmAccess().require_library()
+        from keyvouch_bench.swtpm import SwtpmFactory  # noqa: PLC0415 - needs the TPM library
+
+        factory = SwtpmFactory(_made(folder / "chips"))
+        tpms = [factory.make(_made(folder / f"tpm-{chip}"), chip=chip) for chip in range(PEOPLE)]
+        for tpm in tpms:
+            stack.enter_context(tpm)
+    except KeyvouchError as error:
+        why.append(error.message)
+        return None
+    told = "Key provider: emulated TPMs (swtpm), one for each person, with the code paths of a real one."
+    return DemoKeys(f"{told} {why[0] if why else ''}".strip(), emulated=tuple(tpms))
+
+
+def _made(path: Path) -> Path:
+    path.mkdir()
+    return path
