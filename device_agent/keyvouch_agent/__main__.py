@@ -59,6 +59,7 @@ _COMMANDS = {
     "approve": ("decisions", "approve"),
     "deny": ("decisions", "deny"),
     "report": ("decisions", "report"),
+    "sign-in": ("same_device", "sign_in"),
     "status": ("standing", "status"),
     "keys": ("standing", "keys"),
     "doctor": ("doctor", "doctor"),
@@ -91,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_descriptor(approve, "--pin-fd", "the PIN")
     _add_prompt(command("deny", "Deny a sign-in request."))
     _add_prompt(command("report", "Deny a sign-in request and report that it was not you."))
+    _add_sign_in(
+        command("sign-in", "Sign in for an app on this device; prints the session's tokens.")
+    )
     command("status", "Show the enrolled accounts and their connections.")
     command("keys", "Show the keys this device approves with, honestly labelled.")
     _add_unregister(command("unregister", "Remove an account from this device and end its sessions."))
@@ -129,6 +133,15 @@ def _add_enroll(parser: argparse.ArgumentParser) -> None:
     _add_provider(parser)
     _add_descriptor(parser, "--pin-fd", "the PIN")
     _add_descriptor(parser, "--access-pass-fd", "the Temporary Access Pass")
+
+
+def _add_sign_in(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("account", nargs="?", metavar="ACCOUNT", help="user name or device id, where there are several")
+    parser.add_argument("--app", required=True, metavar="ID", help="the app the session is for")
+    parser.add_argument("--app-name", metavar="NAME", help="its name; else its id is shown")
+    parser.add_argument("--audience", metavar="A", help="whom the access token is for; else the app itself")
+    parser.add_argument("--message", metavar="TEXT", help="a sentence that names the act")
+    _add_descriptor(parser, "--pin-fd", "the PIN")
 
 
 def _add_unregister(parser: argparse.ArgumentParser) -> None:

@@ -16,10 +16,12 @@ from keyvouch.errors import ConflictError, KeyvouchError, NotFoundError, Reason
 from keyvouch.statement import Decision
 from keyvouch_agent.device_link import DeviceLink
 from keyvouch_agent.interactions import GivenPin
-from keyvouch_agent.ledger import Enrolment, Ledger
+from keyvouch_agent.ledger import Enrolment, Ledger, not_enrolled
 from keyvouch_agent.logs import AgentLog
+from keyvouch_agent.pin_standing import check_pin_usable
 from keyvouch_agent.ports import Pin
 from keyvouch_agent.provider_shelf import ProviderShelf
+from keyvouch_agent.session_ports import AppRequest
 from keyvouch_agent.views import Document, pin_document
 
 __all__ = ["Agent", "Events"]
@@ -105,6 +107,24 @@ class Agent:
         link, prompt_id = self._find(prompt_id)
         return await link.approve(prompt_id, number, interaction)
 
+    async def begin_sign_in(self, account: str, wanted: AppRequest) -> Document:
+        """Begin a sign-in for an app on this device; returns what the person is to be shown, with the PIN's standing.
+
+        `account` is a user name or device id; empty for the only one.
+        """
+        link = self._account(account)
+        capabilities = await link.capabilities()
+        check_pin_usable(capabilities)
+        return {**await link.own_sign_ins.begin(wanted), "pin": pin_document(capabilities)}
+
+    async def sign_in(self, prompt_id: str, pin: Pin) -> Document:
+        """Complete it with the PIN, which is used once and dropped. Returns the session with its tokens."""
+        interaction = GivenPin(pin)
+        links = [r.link for r in self._running.values() if r.link.own_sign_ins.holds(prompt_id)]
+        if not links:
+            raise _no_prompt("There is no such sign-in: it was completed or has expired.")
+        return await links[0].own_sign_ins.complete(prompt_id, interaction)
+
     async def deny(self, prompt_id: str) -> Document:
         """Deny. Needs no PIN."""
         return await self._refuse(prompt_id, Decision.DENY)
@@ -136,6 +156,15 @@ class Agent:
     async def _refuse(self, prompt_id: str, decision: Decision) -> Document:
         link, prompt_id = self._find(prompt_id)
         return await link.refuse(prompt_id, decision)
+
+    def _account(self, account: str) -> DeviceLink:
+        links = [r.link for r in self._running.values()]
+        found = [e for e in links if account in ("", e.enrolment.device_id, e.enrolment.username)]
+        if not found:
+            raise not_enrolled()
+        if len(found) > 1:
+            raise _several(found)
+        return found[0]
 
     def _find(self, prompt_id: str) -> tuple[DeviceLink, str]:
         open_prompts = [(r.link, str(p["prompt_id"])) for r in self._running.values() for p in r.link.prompts()]
@@ -188,6 +217,14 @@ class Agent:
 def _offer(events: Events, document: Document) -> None:
     with suppress(asyncio.QueueFull):
         events.put_nowait(document)
+
+
+def _several(links: list[DeviceLink]) -> ConflictError:
+    return ConflictError(
+        Reason.FIELD_INVALID,
+        f"{len(links)} accounts are enrolled on this device.",
+        fix="Name one of them: " + ", ".join(link.enrolment.device_id for link in links),
+    )
 
 
 def _no_prompt(what: str) -> NotFoundError:

@@ -34,6 +34,7 @@ from keyvouch_agent.rpc.channel import enrolled_channel, public_channel
 from keyvouch_agent.rpc.device import DeviceClient
 from keyvouch_agent.rpc.enrolment import EnrolmentClient
 from keyvouch_agent.rpc.prompt_stream import PromptStream
+from keyvouch_agent.rpc.same_device import SessionClient
 from keyvouch_agent.system import SystemClock, installed_version
 from keyvouch_agent.vaults.software import KdfParameters
 from keyvouch_agent.views import Document
@@ -137,6 +138,7 @@ def build_agent(*, home: Home, log: AgentLog, tuning: Tuning | None = None) -> A
                 channel_keys=keys,
                 open_link=_stream_opener(settings, keys),
                 device_server=lambda record: _device_server(record, keys),
+                session_server=lambda record: SessionClient(enrolled_channel(record, keys)),
                 log=log,
                 emit=emit,
                 signing=signing,

@@ -35,15 +35,18 @@ from keyvouch_agent.agent_ports import (
     Welcome,
     Withdrawn,
 )
+from keyvouch_agent.ceremonies.same_device import SameDeviceCeremony
 from keyvouch_agent.ceremonies.sign_in import Review, SignInCeremony
 from keyvouch_agent.certificate_renewal import CertificateRenewal
 from keyvouch_agent.channel_keys import ChannelKeys
 from keyvouch_agent.health_reporting import HealthReporting
 from keyvouch_agent.ledger import Enrolment, KeptAnswer, Ledger
 from keyvouch_agent.logs import AgentLog
+from keyvouch_agent.own_sign_ins import OwnSignIns
 from keyvouch_agent.ports import Provider, ProviderCapabilities, ProviderInteraction
 from keyvouch_agent.provider_shelf import ProviderKey
 from keyvouch_agent.server_time import ServerTime
+from keyvouch_agent.session_ports import SessionServer
 from keyvouch_agent.views import Document, enrolment_document, health_document, outcome_document, prompt_document
 
 __all__ = ["DeviceLink", "LinkPorts", "OpenLink", "PromptState"]
@@ -84,6 +87,7 @@ class LinkPorts:
     channel_keys: ChannelKeys
     open_link: OpenLink
     device_server: Callable[[Enrolment], DeviceServer]
+    session_server: Callable[[Enrolment], SessionServer]
     log: AgentLog
     emit: Callable[[Document], None]
     signing: asyncio.Lock
@@ -136,8 +140,18 @@ class DeviceLink:
             send=self._stream.report_health,
             log=ports.log,
         )
+        self.own_sign_ins = self._sign_ins_of_its_own()
         self._prompts: dict[str, _Pending] = {}
         self._sent: dict[str, _Sent] = {}
+
+    def _sign_ins_of_its_own(self) -> OwnSignIns:
+        ceremony = SameDeviceCeremony(
+            current=lambda: self.enrolment,
+            server=self._ports.session_server,
+            signing=self._ceremony,
+            turn=self._ports.signing,
+        )
+        return OwnSignIns(ceremony, current=lambda: self.enrolment, server_now=self._time.now)
 
     async def run(self) -> LinkState:
         """Keep the stream open and the certificate fresh."""

@@ -5,7 +5,8 @@
 
 One strict JSON object per line, at most 16 KiB, answered in order. `watch` turns the connection into a stream of
 events; `lend` lets another command use the key providers until it hangs up. Operations: pending, show, approve,
-deny, report, status, reload, stop, watch, lend. The PIN passes here and nowhere else; it is never logged.
+deny, report, begin_sign_in, sign_in, status, reload, stop, watch, lend. The PIN passes here and nowhere else, and so do
+the tokens that `sign_in` answers with; neither is ever logged.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from keyvouch_agent.home import Home
 from keyvouch_agent.local_socket import LONGEST_LINE, bind_socket, check_peer, unlink_socket
 from keyvouch_agent.logs import AgentLog
 from keyvouch_agent.ports import Pin
+from keyvouch_agent.session_ports import AppRequest
 from keyvouch_agent.strict_json import Field, dump_object, parse_object, text
 from keyvouch_agent.views import Document, error_document
 
@@ -33,6 +35,16 @@ IDLE_SECONDS: Final = 60.0
 
 _PROMPT: Final = MappingProxyType({"prompt_id": text(128)})
 _DECIDE: Final = MappingProxyType({**_PROMPT, "number": text(16), "pin": text(256)})
+_BEGIN: Final = MappingProxyType(
+    {
+        "account": text(300),
+        "app_id": text(512),
+        "app_name": text(256),
+        "audience": text(1024),
+        "message": text(512),
+    }
+)
+_SIGN_IN: Final = MappingProxyType({**_PROMPT, "pin": text(256)})
 _NOTHING: Final[Mapping[str, Field]] = MappingProxyType({})
 
 _OPERATIONS: Final[Mapping[str, Mapping[str, Field]]] = MappingProxyType(
@@ -47,6 +59,8 @@ _OPERATIONS: Final[Mapping[str, Mapping[str, Field]]] = MappingProxyType(
         "deny": _PROMPT,
         "report": _PROMPT,
         "approve": _DECIDE,
+        "begin_sign_in": _BEGIN,
+        "sign_in": _SIGN_IN,
     }
 )
 
@@ -145,6 +159,10 @@ class LocalApi:
                 return await agent.deny(prompt_id)
             case "report":
                 return await agent.report(prompt_id)
+            case "begin_sign_in":
+                return await agent.begin_sign_in(request["account"], _app_request(request))
+            case "sign_in":
+                return await agent.sign_in(prompt_id, Pin(request["pin"]))
             case _:
                 agent.stop()
                 return {"stopping": True}
@@ -186,13 +204,17 @@ async def _read_line(reader: asyncio.StreamReader) -> bytes:
 
 def _parse(line: bytes) -> dict[str, str]:
     """A request: its operation and exactly the fields of that, all of them texts. Raises `MalformedError`."""
-    found = parse_object(line, {"op": text(20)}, longest=LONGEST_LINE, optional=_DECIDE)
+    found = parse_object(line, {"op": text(20)}, longest=LONGEST_LINE, optional={**_DECIDE, **_BEGIN})
     shape = _OPERATIONS.get(str(found["op"]))
     if shape is None:
         raise _malformed("there is no such operation")
     if found.keys() - {"op"} != shape.keys():
         raise _malformed("a field is missing or does not belong to this operation")
     return {name: str(value) for name, value in found.items()}
+
+
+def _app_request(request: Mapping[str, str]) -> AppRequest:
+    return AppRequest(request["app_id"], request["app_name"], request["audience"], request["message"])
 
 
 def _malformed(why: str) -> MalformedError:

@@ -12,6 +12,7 @@ from keyvouch.errors import DeviceError, KeyvouchError
 from keyvouch_agent.agent_ports import HealthVerdict, Outcome
 from keyvouch_agent.ledger import Enrolment
 from keyvouch_agent.ports import ProviderCapabilities
+from keyvouch_agent.session_ports import OpenedSession
 
 if TYPE_CHECKING:  # it brings the cryptographic library along, which most commands do without
     from keyvouch_agent.ceremonies.sign_in import Review
@@ -25,6 +26,7 @@ __all__ = [
     "outcome_document",
     "pin_document",
     "prompt_document",
+    "session_document",
 ]
 
 Document: TypeAlias = Mapping[str, object]
@@ -73,6 +75,19 @@ def health_document(verdict: HealthVerdict | None) -> Document:
     if verdict is None:
         return {}
     return {"health": verdict.state, "findings": list(verdict.findings), "assurance": verdict.assurance}
+
+
+def session_document(session: OpenedSession) -> Document:
+    """A session with its tokens, for the app that asked: whoever is given this holds the session."""
+    return {
+        "session_id": session.session_id,
+        "token_type": "Bearer",
+        "access_token": session.access_token.reveal(),
+        "access_expires_at": session.access_expires_at,
+        "refresh_token": session.refresh_token.reveal(),
+        "session_expires_at": session.session_expires_at,
+        "acr": session.acr,
+    }
 
 
 def outcome_document(outcome: Outcome) -> Document:

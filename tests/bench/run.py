@@ -1,5 +1,6 @@
 """`./run bench`: whole durable sign-ins against a real server process, beside the floor of this machine.
 `./run bench verification`: verifying assertions and registrations of every format, beside what other libraries need.
+`./run bench tpm`: registration and approval with an emulated TPM, split into TPM, agent, wire and server.
 
     floor         one P-256 verification (key object kept) and one ES256 token signature: what no design can avoid
     unary         BeginSignIn, WatchSignIn, RedeemSignIn per sign-in
@@ -155,19 +156,23 @@ def main() -> int:
         prog="./run bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "part", nargs="?", default="sign-ins", choices=("sign-ins", "verification"), help="what to measure"
+        "part", nargs="?", default="sign-ins", choices=("sign-ins", "verification", "tpm"), help="what to measure"
     )
     parser.add_argument("--clients", type=int, default=64, help="sign-ins under way at a time (default: 64)")
     parser.add_argument("--streams", type=int, default=4, help="SignInSession streams they share (default: 4)")
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a run (default: 8)")
     parser.add_argument("--repeat", type=int, default=2, help="runs of each flow (default: 2)")
     parser.add_argument("--flow", default="", choices=("unary", "multiplexed"), help="measure one flow only")
-    parser.add_argument("--rounds", type=int, default=15, help="verification: rounds of which the median counts (15)")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="verification, tpm: rounds of which the median counts (15)"
+    )
     parser.add_argument("--peers", action="store_true", help="verification: measure other libraries, too")
     parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     arguments = parser.parse_args()
     if arguments.part == "verification":
         return verification(arguments)
+    if arguments.part == "tpm":
+        return emulated_tpm(arguments)
     with tempfile.TemporaryDirectory(prefix="keyvouch-bench-") as folder, ServerProcess.make(Path(folder)) as server:
         server.start()
         result = asyncio.run(bench(server, arguments))
@@ -184,6 +189,16 @@ def verification(arguments: argparse.Namespace) -> int:
     result = measure_verification(rounds=arguments.rounds, peers=arguments.peers, say=say)
     for cell in result["without"]:
         say(f"{cell['verifier']}, {cell['what']}: {cell['why']}")
+    shown = json.dumps({"machine": machine()} | result, indent=1) if arguments.json else table(result)
+    sys.stdout.write(shown + "\n")
+    return 0
+
+
+def emulated_tpm(arguments: argparse.Namespace) -> int:
+    """Measure the ceremonies with a TPM; print a table or JSON."""
+    from tpm import measure_tpm, table
+
+    result = measure_tpm(rounds=arguments.rounds, cpu=cpu_seconds, say=say)
     shown = json.dumps({"machine": machine()} | result, indent=1) if arguments.json else table(result)
     sys.stdout.write(shown + "\n")
     return 0

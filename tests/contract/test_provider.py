@@ -35,17 +35,26 @@ from keyvouch_agent.vaults.software import SOFTWARE_AAGUID, SoftwareVault
 from support.authenticators import FAST_KDF, BenchClock
 from support.memory_vault import MemoryVault
 from support.provider_ui import ScriptedInteraction
+from support.tpm_accounts import tpm_vault
 
+KINDS = {
+    ProviderKind.SOFTWARE: (KeyProtection.SOFTWARE, Gate.HOST),
+    ProviderKind.TPM: (KeyProtection.HARDWARE, Gate.TPM_POLICY),
+}
 RP_ID = "login.example.org"
 CHALLENGE = bytes(range(32))
 CREATION = KeyCreation(CHALLENGE, RP_ID, b"user handle", "alice", (-7, -35))
 PIN = "123456"
 
 
-@pytest.fixture(params=["memory", "software"])
+@pytest.fixture(params=["memory", "software", "tpm"])
 def vault(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KeyVault]:
     if request.param == "memory":
         yield MemoryVault()
+        return
+    if request.param == "tpm":
+        with tpm_vault(request.getfixturevalue("tpm").tcti, tmp_path / "account") as made:
+            yield made
         return
     with SoftwareVault.open(tmp_path / "vault", SystemEntropy(), kdf=FAST_KDF) as opened:
         yield opened
@@ -86,10 +95,11 @@ def failure_of(provider: Provider, ui: ScriptedInteraction, action: Callable[[Pr
     return caught.value
 
 
-def test_capabilities_without_prompt(provider: Provider, ui: ScriptedInteraction) -> None:
+def test_capabilities_without_prompt(provider: Provider, ui: ScriptedInteraction, vault: KeyVault) -> None:
     found = provider.capabilities()
-    assert (found.kind, found.key_protection) == (ProviderKind.SOFTWARE, KeyProtection.SOFTWARE)
-    assert (found.uv_by, found.up_by) == (Gate.HOST, Gate.HOST)
+    kind = ProviderKind(vault.properties.protection)
+    assert (found.kind, found.key_protection, found.uv_by) == (kind, *KINDS[kind])
+    assert found.up_by is Gate.HOST
     assert (found.pin_is_set, found.pin_retries_left, found.min_pin_length) == (False, 8, 6)
     assert found.algorithms[0] == -7
     assert found.attestation_formats == ("packed",)
@@ -240,8 +250,8 @@ def test_key_that_is_gone_H10(provider: Provider, vault: KeyVault, ui: ScriptedI
 def test_excluded_and_unsupported(provider: Provider, ui: ScriptedInteraction, registered: Registration) -> None:
     again = replace(CREATION, exclude=(registered.credential_id,))
     assert failure_of(provider, ui, lambda s: s.create_key(again)).reason is Reason.CREDENTIAL_EXISTS
-    rsa = replace(CREATION, algorithms=(-257,))
-    assert failure_of(provider, ui, lambda s: s.create_key(rsa)).reason is Reason.UNSUPPORTED
+    eddsa = replace(CREATION, algorithms=(-8,))
+    assert failure_of(provider, ui, lambda s: s.create_key(eddsa)).reason is Reason.UNSUPPORTED
 
 
 def test_second_registration_leaves_the_first_key_usable(

@@ -51,6 +51,7 @@ from keyvouch_agent.ports import (
 )
 from keyvouch_agent.providers.ctap_failures import device_error, status_of
 from keyvouch_agent.providers.ctap_pin import CtapPinControl
+from keyvouch_agent.providers.ctap_preflight import WithoutPreflight
 
 __all__ = ["CtapSession", "origin_for"]
 
@@ -100,7 +101,7 @@ class CtapSession:
             raise _no_ctap2(error) from error
         self._pin = CtapPinControl(self._ctap, min_pin_length)
         self._user = _User(ui, self._pin, reminds_of_touch)
-        self._client = Fido2Client(device, _ClientData(rp_id), self._user, extensions=())
+        self._client = Fido2Client(WithoutPreflight(device), _ClientData(rp_id), self._user, extensions=())
 
     def prepare(self, offer: GateOffer) -> TpmPreparation | None:
         """A FIDO authenticator has nothing to show before its key is made; what is behind one of our own may have."""

@@ -36,7 +36,7 @@ from keyvouch_agent.ports import HealthReport
 from keyvouch_agent.rpc.channel import EnrolledChannel
 from keyvouch_agent.rpc.enrolment import tpm_attestation
 
-__all__ = ["PromptStream"]
+__all__ = ["PromptStream", "answer_message"]
 
 _FIRST_MESSAGE_SECONDS: Final = 15.0
 _LONGEST_REASON: Final = 400
@@ -79,7 +79,7 @@ class PromptStream:
     def send(self, answer: Answer) -> None:
         """Queue the answer on the open stream; without one it is left to the next welcome."""
         if self._outgoing is not None:
-            self._outgoing.put_nowait(prompts_pb2.StreamPromptsRequest(answer=_answer_message(answer)))
+            self._outgoing.put_nowait(prompts_pb2.StreamPromptsRequest(answer=answer_message(answer)))
 
     def report_health(self, report: HealthReport) -> None:
         """Queue the report on the open stream."""
@@ -210,7 +210,8 @@ def _health_message(report: HealthReport) -> prompts_pb2.HealthReport:
     )
 
 
-def _answer_message(answer: Answer) -> prompts_pb2.Answer:
+def answer_message(answer: Answer) -> prompts_pb2.Answer:
+    """A signed decision as it travels."""
     message = prompts_pb2.Answer(prompt_id=answer.prompt_id, statement=answer.statement)
     proof = answer.assertion
     if proof is None:

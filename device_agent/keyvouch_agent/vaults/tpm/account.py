@@ -21,11 +21,12 @@ from keyvouch_agent.vaults.tpm.account_file import AccountState
 from keyvouch_agent.vaults.tpm.attestation_key import AttestationKeySeed, LoadedAttestationKey
 from keyvouch_agent.vaults.tpm.connection import Tpm, TpmAccess
 from keyvouch_agent.vaults.tpm.key_file import KeyFile
-from keyvouch_agent.vaults.tpm.parent import choose_parent, open_parent
+from keyvouch_agent.vaults.tpm.losses import no_key_file, open_account_parent
+from keyvouch_agent.vaults.tpm.parent import choose_parent
 from keyvouch_agent.vaults.tpm.pin_index import PinIndex, open_index
 from keyvouch_agent.vaults.tpm.profile import TpmProfile, read_profile
 
-__all__ = ["FILE_NAME", "TpmAccount", "TpmLink"]
+__all__ = ["FILE_NAME", "TpmAccount", "TpmLink", "key_file_name"]
 
 FILE_NAME: Final = "account.cbor"
 _KEY_SUFFIX: Final = ".pem"
@@ -50,7 +51,7 @@ class TpmLink:
                 self._parent, pinned = choose_parent(self.tpm, self._account.profile)
                 self._account.store(replace(self._account.state, parent=pinned))
             else:
-                self._parent = open_parent(self.tpm, pinned)
+                self._parent = open_account_parent(self.tpm, self._account.state, pinned)
         return self._parent
 
     @property
@@ -161,22 +162,22 @@ class TpmAccount:
 
     def write_key(self, credential: CredentialId, key: KeyFile) -> None:
         """Keep a key file, before the record names it."""
-        self._directory.replace(_file(credential), key.to_pem())
+        self._directory.replace(key_file_name(credential), key.to_pem())
 
     def read_key(self, credential: CredentialId) -> KeyFile:
         """The key file of a credential. Raises `DeviceError(DEVICE_KEY_LOST)` where it is gone."""
-        data = self._directory.read(_file(credential))
+        data = self._directory.read(key_file_name(credential))
         if data is None:
-            raise _no_key_file()
+            raise no_key_file()
         return KeyFile.read(data)
 
     def remove_key(self, credential: CredentialId) -> None:
         """Remove a key file that the record no longer names."""
-        self._directory.remove(_file(credential))
+        self._directory.remove(key_file_name(credential))
 
     def sweep(self) -> None:
         """Remove key files that no record names: an interrupted ceremony left them."""
-        known = {_file(key.id) for key in self._state.keys}
+        known = {key_file_name(key.id) for key in self._state.keys}
         for name in self._directory.names(_KEY_SUFFIX):
             if name not in known:
                 self._directory.remove(name)
@@ -192,7 +193,8 @@ class TpmAccount:
         return AccountState() if content is None else account_file.decode(content)
 
 
-def _file(credential: CredentialId) -> str:
+def key_file_name(credential: CredentialId) -> str:
+    """The name of a key's file in the account's folder."""
     return f"{credential.hex()[:64]}{_KEY_SUFFIX}"
 
 
@@ -201,12 +203,4 @@ def _no_attestation_key() -> DeviceError:
         Reason.KEY_NOT_FOUND,
         "This account has no attestation key.",
         fix="Enrol the device again: the TPM then makes one.",
-    )
-
-
-def _no_key_file() -> DeviceError:
-    return DeviceError(
-        Reason.DEVICE_KEY_LOST,
-        "The file of this account's key is gone.",
-        fix="Run `keyvouch-agent rekey`: the TPM makes a new key behind the same PIN.",
     )

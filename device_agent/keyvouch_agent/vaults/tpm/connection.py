@@ -119,8 +119,20 @@ class Tpm:
         try:
             yield
         except BaseException:
-            self.release(*(handle for handle in reversed(self._held) if handle not in before))
+            self._release_since(before)
             raise
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """What is held inside the block is flushed at its end."""
+        before = list(self._held)
+        try:
+            yield
+        finally:
+            self._release_since(before)
+
+    def _release_since(self, before: list[Any]) -> None:
+        self.release(*(handle for handle in reversed(self._held) if handle not in before))
 
     def flush_leftovers(self) -> None:
         """Flush objects and sessions that an earlier process left behind."""
@@ -187,11 +199,21 @@ class TpmAccess:
         except (ImportError, OSError, RuntimeError) as error:
             raise _no_library() from error
 
-    def open(self) -> Tpm:
-        """Connect. Raises `DeviceError`: UNSUPPORTED without libtss2, TPM_UNAVAILABLE, TPM_PERMISSION."""
+    @property
+    def origin(self) -> str:
+        """Who says so: `agent.toml`, `TSS2_TCTI`, or `default`."""
+        if self.settings.tcti:
+            return "agent.toml"
+        return "TSS2_TCTI" if os.environ.get("TSS2_TCTI") else "default"
+
+    def open(self, *, as_it_is: bool = False) -> Tpm:
+        """Connect. `as_it_is` leaves there what others left behind, to look at it.
+
+        Raises `DeviceError`: UNSUPPORTED without libtss2, TPM_UNAVAILABLE, TPM_PERMISSION.
+        """
         tpm = self._connect()
         try:
-            if not self.managed:
+            if not self.managed and not as_it_is:
                 tpm.flush_leftovers()
         except BaseException:
             tpm.close()

@@ -33,7 +33,15 @@ from keyvouch_agent.vaults.tpm.profile import nv_handles
 from keyvouch_agent.vaults.tpm.response_codes import Code, Words
 from keyvouch_agent.vaults.tpm.sessions import owner_session, policy_session, secret_session
 
-__all__ = ["EndorsementKey", "activate", "certificate_handles", "find_endorsement_key", "read_nv"]
+__all__ = [
+    "EndorsementKey",
+    "activate",
+    "certificate_from_file",
+    "certificate_places",
+    "find_endorsement_key",
+    "issuers",
+    "read_nv",
+]
 
 _KINDS: Final[tuple[tuple[str, int], ...]] = (
     ("EK-HIGH-ECC256", 0x01C0_0014),
@@ -66,19 +74,17 @@ class EndorsementKey:
 
 def find_endorsement_key(tpm: Tpm, *, has_curves: bool) -> EndorsementKey:
     """The endorsement key that somebody vouches for, else the one of the usual template."""
-    certificate = _from_file(tpm.settings.endorsement_certificate)
+    certificate, taken = certificate_from_file(tpm.settings.endorsement_certificate), nv_handles(tpm)
     if certificate:
-        kind = _kind_of(certificate)
-        return _made(tpm, kind, (certificate, *_issuers(tpm)))
-    taken = nv_handles(tpm)
+        return _made(tpm, _kind_of(certificate), (certificate, *issuers(tpm, taken)))
     for kind, handle in _KINDS:
         if handle in taken:
-            return _made(tpm, kind, (read_nv(tpm, handle), *_issuers(tpm)))
+            return _made(tpm, kind, (read_nv(tpm, handle), *issuers(tpm, taken)))
     return _made(tpm, _WITHOUT_CERTIFICATE[0 if has_curves else 1], ())
 
 
-def certificate_handles(taken: frozenset[int]) -> tuple[int, ...]:
-    """Which of these NV indices hold certificates of endorsement keys."""
+def certificate_places(taken: frozenset[int]) -> tuple[int, ...]:
+    """Which of these NV indices hold certificates of endorsement keys, the preferred one first."""
     return tuple(handle for _, handle in _KINDS if handle in taken)
 
 
@@ -181,9 +187,9 @@ def _reader(tpm: Tpm) -> Callable[[int], bytes]:
     return read
 
 
-def _issuers(tpm: Tpm) -> tuple[bytes, ...]:
-    """Certificates of issuers that the TPM brings along: one sequence, however it is spread over indices."""
-    handles = sorted(handle for handle in nv_handles(tpm) if handle in _ISSUERS)
+def issuers(tpm: Tpm, taken: frozenset[int]) -> tuple[bytes, ...]:
+    """Certificates of issuers that the TPM brings along: one sequence, however it is spread over NV indices."""
+    handles = sorted(handle for handle in taken if handle in _ISSUERS)
     together = b"".join(read_nv(tpm, handle) for handle in handles)
     try:
         return tuple(split_certificates(together)) if together else ()
@@ -191,7 +197,8 @@ def _issuers(tpm: Tpm) -> tuple[bytes, ...]:
         return ()
 
 
-def _from_file(path: str) -> bytes:
+def certificate_from_file(path: str) -> bytes:
+    """The certificate an administrator named, empty for no path. Raises `DeviceError(TPM_EK_CERTIFICATE)`."""
     if not path:
         return b""
     try:

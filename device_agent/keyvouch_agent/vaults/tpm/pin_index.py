@@ -186,7 +186,7 @@ def remove(tpm: Tpm, gate: PinGate) -> bool:
 
 def lost() -> DeviceError:
     """The index is gone, or another one stands in its place."""
-    return _LOST.error(0)
+    return _LOST.error()
 
 
 def pin_refused(tries_left: int) -> DeviceError:

@@ -60,11 +60,16 @@ class TpmProfile:
 
 @dataclass(frozen=True, slots=True)
 class LockoutState:
-    """The TPM-wide lockout, which belongs to its owner: wrong passwords counted, how many it takes, seconds to wait."""
+    """The TPM-wide lockout, which belongs to its owner: wrong passwords counted, how many it takes.
+
+    One is forgotten every `interval` seconds. After a wrong password of the lockout itself there are `recovery` seconds
+    in which it takes none.
+    """
 
     counter: int
     limit: int
     interval: int
+    recovery: int
     in_lockout: bool
     owner_auth_set: bool
     endorsement_auth_set: bool
@@ -92,6 +97,7 @@ def read_lockout(tpm: Tpm) -> LockoutState:
         counter=variable.get(TPM2_PT.LOCKOUT_COUNTER, 0),
         limit=variable.get(TPM2_PT.MAX_AUTH_FAIL, 0),
         interval=variable.get(TPM2_PT.LOCKOUT_INTERVAL, 0),
+        recovery=variable.get(TPM2_PT.LOCKOUT_RECOVERY, 0),
         in_lockout=bool(permanent & TPMA_PERMANENT.INLOCKOUT),
         owner_auth_set=bool(permanent & TPMA_PERMANENT.OWNERAUTHSET),
         endorsement_auth_set=bool(permanent & TPMA_PERMANENT.ENDORSEMENTAUTHSET),

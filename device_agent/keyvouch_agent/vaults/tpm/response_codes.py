@@ -27,6 +27,7 @@ class Code(IntEnum):
     POLICY_FAIL = 0x09D
     INTEGRITY = 0x09F
     BAD_AUTH = 0x0A2
+    BINDING = 0x0A5
     FAILURE = 0x101
     AUTH_UNAVAILABLE = 0x12F
     NV_AUTHORIZATION = 0x149
@@ -64,9 +65,10 @@ class Words:
     message: str
     fix: str
 
-    def error(self, rc: int) -> DeviceError:
-        """The error, with the response code in its metadata."""
-        return DeviceError(self.reason, self.message, fix=self.fix, metadata={"tpm_rc": f"0x{rc:x}"})
+    def error(self, rc: int = 0) -> DeviceError:
+        """The error, with the response code in its metadata where there is one."""
+        told = {"tpm_rc": f"0x{rc:x}"} if rc else {}
+        return DeviceError(self.reason, self.message, fix=self.fix, metadata=told)
 
 
 REENROL: Final = "Get an access pass and run `keyvouch-agent enroll --replace`: the TPM proves that it is the same one."

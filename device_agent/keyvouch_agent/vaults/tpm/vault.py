@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -35,6 +36,7 @@ from keyvouch_agent.vaults.tpm import attestation_key, pin_index
 from keyvouch_agent.vaults.tpm.account import TpmAccount, TpmLink
 from keyvouch_agent.vaults.tpm.account_file import AccountState, PinRecord
 from keyvouch_agent.vaults.tpm.key_file import OWNER, KeyFile, signature_value
+from keyvouch_agent.vaults.tpm.losses import NO_SUCH_KEY, UNUSABLE_KEY_FILE, told_apart
 from keyvouch_agent.vaults.tpm.pin_grant import LocalCeremony, PinGrant
 from keyvouch_agent.vaults.tpm.templates import KINDS, KeyKind, credential_key, scheme_of
 
@@ -113,7 +115,7 @@ class TpmVault:
         if pin is None or not pin.is_set:
             return PinState(is_set=False, retries_left=self.grant.counter.limit if self.grant else self._limit)
         if self._seen is None or self._monotonic() > self._seen_until:
-            with self._account.linked() as link:
+            with self._account.linked() as link, self._telling_losses_apart(link):
                 self._see(self._read_tries(link, pin))
         assert self._seen is not None
         return self._seen
@@ -157,7 +159,8 @@ class TpmVault:
         link = self._account.keep()
         try:
             auth = pin_index.auth_value(pin_hash)
-            policy = self._satisfy(link, auth, record)
+            with self._telling_losses_apart(link):
+                policy = self._satisfy(link, auth, record)
         except BaseException:
             self._account.let_go()
             raise
@@ -173,6 +176,15 @@ class TpmVault:
             unlocked.auth[:] = bytes(len(unlocked.auth))
             self._drop_policy(unlocked)
             self._account.let_go()
+
+    @contextmanager
+    def _telling_losses_apart(self, link: TpmLink) -> Iterator[None]:
+        try:
+            yield
+        except DeviceError as error:
+            if error.reason is Reason.DEVICE_KEY_LOST:
+                raise told_apart(link.tpm, self._state) from error
+            raise
 
     def _see(self, tries_left: int) -> None:
         self._seen = PinState(is_set=True, retries_left=tries_left)
@@ -344,15 +356,14 @@ class TpmVault:
         )
 
     def _load(self, link: TpmLink, key: KeyFile) -> Any:
-        return link.tpm.hold(link.tpm.do(link.tpm.esapi.load, link.parent, key.private, key.public))
+        loaded = link.tpm.expecting(UNUSABLE_KEY_FILE, link.tpm.esapi.load, link.parent, key.private, key.public)
+        return link.tpm.hold(loaded)
 
     def _find(self, credential: CredentialId) -> Credential:
         for key in self._state.keys:
             if key.id == credential:
                 return key
-        raise DeviceError(
-            Reason.KEY_NOT_FOUND, "The TPM holds no such key of this account.", fix="Enrol this device again."
-        )
+        raise NO_SUCH_KEY.error()
 
     def _require_unlocked(self) -> _Unlocked:
         if self._unlocked is None:
