@@ -7,6 +7,7 @@ in the server alone.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,22 +19,26 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
 from keyvouch import base64url
-from keyvouch.errors import EvidenceError, MalformedError, Reason
+from keyvouch.errors import EvidenceError, MalformedError, Reason, UsageError
 
-__all__ = ["AccessTokenClaims", "sign_access_token", "token_header", "verify_access_token"]
+__all__ = ["AccessTokenClaims", "certificate_thumbprint", "sign_access_token", "token_header", "verify_access_token"]
 
 MAX_TOKEN: Final = 4096
 """Longest access token anyone here parses, in characters."""
 
 _ES256 = ec.ECDSA(hashes.SHA256())
+_KEY, _CERTIFICATE = "jkt", "x5t#S256"
+"""The two confirmation methods; a token has one of them or none."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccessTokenClaims:
     """Claims of an access token. Instants in seconds since the epoch.
 
-    `assurance` is the text form of the approving credential's assurance; `confirmation` the `jkt`
-    thumbprint of the client's proof key, base64url, or empty; empty strings where a claim is absent.
+    `assurance` is the text form of the approving credential's assurance; empty strings where a claim is absent. At
+    most one of two says who may use the token (`cnf`, RFC 7800), in base64url: `confirmation` the `jkt` thumbprint of
+    the client's proof key (RFC 9449 section 6.1), `certificate_thumbprint` the `x5t#S256` of its TLS certificate
+    (RFC 8705 section 3.1). Raises `UsageError` for both.
     """
 
     issuer: str
@@ -52,6 +57,16 @@ class AccessTokenClaims:
     confirmation: str = ""
     device_id: str = ""
     username: str = ""
+    certificate_thumbprint: str = ""
+
+    def __post_init__(self) -> None:
+        if self.confirmation and self.certificate_thumbprint:
+            raise UsageError("A token is bound to a key or to a certificate, not to both.", fix="Give one of them.")
+
+
+def certificate_thumbprint(der: bytes) -> str:
+    """`x5t#S256` of a certificate in DER: its SHA-256 in base64url (RFC 8705 section 3.1)."""
+    return base64url.encode(hashlib.sha256(der).digest())
 
 
 def token_header(key_id: str) -> bytes:
@@ -78,7 +93,9 @@ def sign_access_token(claims: AccessTokenClaims, *, header: bytes, sign: Callabl
         "assurance": claims.assurance,
     }
     if claims.confirmation:
-        payload["cnf"] = {"jkt": claims.confirmation}
+        payload["cnf"] = {_KEY: claims.confirmation}
+    if claims.certificate_thumbprint:
+        payload["cnf"] = {_CERTIFICATE: claims.certificate_thumbprint}
     if claims.device_id:
         payload["device"] = claims.device_id
     if claims.username:
@@ -100,8 +117,9 @@ def verify_access_token(
     """Verify an access token and return its claims.
 
     Checks, in this order: shape and canonical base64url; header exactly {alg: ES256, typ: at+jwt, kid} with a
-    known `kid`; signature; claims present and well typed; `iss`; `aud` (skipped only when `audience` is None,
-    for the issuer itself); `iat` not in the future and `exp` not passed, within `leeway` seconds.
+    known `kid`; signature; claims present and well typed, `cnf` with one known method; `iss`; `aud` (skipped only
+    when `audience` is None, for the issuer itself); `iat` not in the future and `exp` not passed, within `leeway`
+    seconds. That the caller is who `cnf` says is for whoever has the connection or the proof.
 
     Raises `MalformedError(TOKEN_MALFORMED)`, `EvidenceError` with TOKEN_INVALID, TOKEN_AUDIENCE or TOKEN_EXPIRED.
     """
@@ -196,12 +214,9 @@ def _claims(p: Mapping[str, object]) -> AccessTokenClaims:
         return value
 
     amr = p.get("amr")
-    cnf = p.get("cnf", {})
-    if not isinstance(amr, list) or not all(isinstance(a, str) for a in amr) or not isinstance(cnf, dict):
+    if not isinstance(amr, list) or not all(isinstance(a, str) for a in amr):
         raise _malformed()
-    jkt = cnf.get("jkt", "")
-    if not isinstance(jkt, str):
-        raise _malformed()
+    method, value = _confirmation(p["cnf"]) if "cnf" in p else ("", "")
     return AccessTokenClaims(
         issuer=text("iss"),
         subject=text("sub"),
@@ -216,7 +231,20 @@ def _claims(p: Mapping[str, object]) -> AccessTokenClaims:
         acr=text("acr"),
         amr=tuple(amr),
         assurance=text("assurance"),
-        confirmation=jkt,
+        confirmation=value if method == _KEY else "",
         device_id=text("device", ""),
         username=text("preferred_username", ""),
+        certificate_thumbprint=value if method == _CERTIFICATE else "",
     )
+
+
+def _confirmation(cnf: object) -> tuple[str, str]:
+    """The one method of a `cnf` claim and its value. A method nobody here checks must not look like none."""
+    if not isinstance(cnf, dict) or len(cnf) != 1:
+        raise _malformed()
+    [(method, value)] = cnf.items()
+    if not isinstance(value, str) or not value or method not in (_KEY, _CERTIFICATE):
+        raise _malformed()
+    if method == _CERTIFICATE and len(_decode(value)) != hashlib.sha256().digest_size:
+        raise _malformed()
+    return method, value

@@ -1,20 +1,24 @@
 """Who may call a resource server: the pure part of the interceptors.
 
-A call is judged in three steps: the token is read from the metadata, verified (`keyvouch.tokens`), and held against
-the requirement of the method. Every method needs a session unless it is named in `open_methods`.
+A call is judged in four steps: the token is read from the metadata, verified (`keyvouch.tokens`), held against the
+requirement of the method and, where it is bound to a certificate, against the connection it came over. Every method
+needs a session unless it is named in `open_methods`.
 
-Refusals of authentication look alike to the caller, apart from four reasons it can act upon: credentials_missing,
-token_expired, session_revoked and session_expired. The precise reason is for the log.
+Refusals of authentication look alike to the caller, apart from five reasons it can act upon: credentials_missing,
+token_expired, certificate_required, session_revoked and session_expired. The precise reason is for the log.
 
 Not here: fetching keys (`jwks`), asking the server (`interceptor`), gRPC. The instant is an argument.
 """
 
 from __future__ import annotations
 
+import hmac
 import re
+import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -27,10 +31,10 @@ from keyvouch.errors import (
     UnavailableError,
     UsageError,
 )
-from keyvouch.tokens import AccessTokenClaims, verify_access_token
+from keyvouch.tokens import AccessTokenClaims, certificate_thumbprint, verify_access_token
 from keyvouch.v1 import common_pb2
 
-__all__ = ["AccessRules", "Requirement", "bearer_token", "check_live", "refusal_for"]
+__all__ = ["AccessRules", "Requirement", "bearer_token", "check_certificate", "check_live", "refusal_for"]
 
 NUMBER_MATCHED, PHISHING_RESISTANT, ACCESS_PASS = "number-matched", "phishing-resistant", "access-pass"
 """Values of `acr`. They are labels without an order: a requirement names the ones it accepts."""
@@ -39,6 +43,7 @@ _METHOD = re.compile(r"/[A-Za-z_][\w.]*/[A-Za-z_]\w*")
 _TOLD_TO_CALLER = (
     Reason.CREDENTIALS_MISSING,
     Reason.TOKEN_EXPIRED,
+    Reason.CERTIFICATE_REQUIRED,
     Reason.SESSION_REVOKED,
     Reason.SESSION_EXPIRED,
 )
@@ -149,6 +154,32 @@ def bearer_token(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
             fix="Sign in, and send the access token as `authorization: Bearer <token>`.",
         )
     return token
+
+
+def check_certificate(claims: AccessTokenClaims, auth_context: Mapping[str, Any]) -> None:
+    """Hold a token that is bound to a certificate against the connection it came over (RFC 8705 section 3).
+
+    `auth_context` is what gRPC knows of the caller: lists of octets by name; the certificate is the one of
+    `x509_pem_cert`. A token that is bound to a key or to nothing passes.
+
+    Raises `UnauthenticatedError(CERTIFICATE_REQUIRED)`.
+    """
+    if not claims.certificate_thumbprint:
+        return
+    shown = [_thumbprint(pem) for pem in auth_context.get("x509_pem_cert", ())]
+    if len(shown) != 1 or not hmac.compare_digest(shown[0], claims.certificate_thumbprint):
+        raise UnauthenticatedError(
+            Reason.CERTIFICATE_REQUIRED,
+            "This access token is worth something only over a connection with the certificate it was issued for.",
+            fix="Connect with the certificate of the device that signed in.",
+        )
+
+
+def _thumbprint(pem: bytes) -> str:
+    try:
+        return certificate_thumbprint(ssl.PEM_cert_to_DER_cert(pem.decode("ascii")))
+    except ValueError:
+        return ""
 
 
 def check_live(claims: AccessTokenClaims, session: common_pb2.Session) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
@@ -29,11 +29,11 @@ from grpc_status import rpc_status
 from keyvouch.errors import KeyvouchError, Reason, RefusedError, ThrottledError, UnavailableError
 from keyvouch.tokens import AccessTokenClaims
 from keyvouch.v1 import sessions_pb2
-from keyvouch_client.access import AccessRules, bearer_token, check_live, refusal_for
+from keyvouch_client.access import AccessRules, bearer_token, check_certificate, check_live, refusal_for
 from keyvouch_client.connection import Connection
 from keyvouch_client.errors import answer, status_for
 from keyvouch_client.jwks import JwksCache, JwksSource
-from keyvouch_client.session_context import Handler, bind, current_session, is_asynchronous, remember
+from keyvouch_client.session_context import Handler, bind, bind_async, current_session, is_asynchronous, remember
 
 __all__ = ["RequireSession", "current_session"]
 
@@ -42,6 +42,9 @@ _LOG = logging.getLogger(__name__)
 
 class RequireSession(aio.ServerInterceptor):
     """Refuses every call without a session that satisfies `rules`, before any other code of the server runs.
+
+    A token that is bound to a TLS certificate (RFC 8705) is accepted only over a connection with that certificate, for
+    which the server has to ask its clients (`require_client_auth`); this is looked at just before the handler runs.
 
     Callers see UNAUTHENTICATED, PERMISSION_DENIED, or UNAVAILABLE while keys or introspection cannot be had, each with
     `google.rpc.ErrorInfo`. The precise reason goes to this module's logger; tokens never do.
@@ -68,9 +71,7 @@ class RequireSession(aio.ServerInterceptor):
             return _refusing(refusal_for(error))
         remember(claims)
         handler = await continuation(handler_call_details)
-        if handler is None or is_asynchronous(handler):
-            return handler
-        return bind(handler, lambda _: claims)
+        return None if handler is None else _guarded(handler, claims)
 
     async def _admit(self, call: grpc.HandlerCallDetails) -> AccessTokenClaims:
         token = bearer_token(call.invocation_metadata)
@@ -100,6 +101,37 @@ def introspection_failure(error: KeyvouchError) -> KeyvouchError:
     return UnavailableError(
         Reason.SERVER_UNREACHABLE, "Whether the session still lives cannot be found out now.", fix="Try again."
     )
+
+
+def _guarded(handler: Handler, claims: AccessTokenClaims) -> Handler:
+    if not is_asynchronous(handler):
+        return bind(handler, lambda context: _held(claims, context))
+    return bind_async(handler, lambda context: _hold(claims, context)) if claims.certificate_thumbprint else handler
+
+
+async def _hold(claims: AccessTokenClaims, context: aio.ServicerContext[Any, Any]) -> None:
+    """Only the call itself knows what certificate its connection has, so this is asked last."""
+    refusal = _refusal(claims, context.auth_context())
+    if refusal is not None:
+        await context.abort_with_status(refusal)
+
+
+def _held(claims: AccessTokenClaims, context: grpc.ServicerContext) -> AccessTokenClaims:
+    """The same for handlers with threads, whose context on this kind of server lacks `abort_with_status`."""
+    refusal = _refusal(claims, context.auth_context())
+    if refusal is not None:
+        context.set_trailing_metadata(refusal.trailing_metadata)
+        context.abort(refusal.code, refusal.details)
+    return claims
+
+
+def _refusal(claims: AccessTokenClaims, auth_context: Mapping[str, Any]) -> Any:
+    try:
+        check_certificate(claims, auth_context)
+    except KeyvouchError as error:
+        _LOG.info("refused a call with the token of session %s: %s", claims.session_id, error.reason)
+        return rpc_status.to_status(status_for(refusal_for(error)))
+    return None
 
 
 def _refusing(error: KeyvouchError) -> Handler:

@@ -20,7 +20,7 @@ from grpc_status import rpc_status
 from keyvouch.errors import KeyvouchError
 from keyvouch.tokens import AccessTokenClaims
 from keyvouch.v1 import sessions_pb2, sessions_pb2_grpc
-from keyvouch_client.access import AccessRules, bearer_token, check_live, refusal_for
+from keyvouch_client.access import AccessRules, bearer_token, check_certificate, check_live, refusal_for
 from keyvouch_client.errors import error_from, status_for
 from keyvouch_client.interceptor import introspection_failure
 from keyvouch_client.jwks import SyncJwksCache, SyncJwksSource
@@ -74,6 +74,7 @@ class RequireSessionSync(grpc.ServerInterceptor):
         token = bearer_token(context.invocation_metadata())
         keys = self._keys.keys_for(token)
         claims = self._rules.judge(token, method=method, keys=keys, now=int(time.time()))
+        check_certificate(claims, context.auth_context())
         if self._sessions is not None:
             self._check_with_server(self._sessions, token, claims)
         return claims

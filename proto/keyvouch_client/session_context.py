@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextvars
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeAlias
 
 import grpc
@@ -15,13 +15,16 @@ import grpc
 from keyvouch.errors import UsageError
 from keyvouch.tokens import AccessTokenClaims
 
-__all__ = ["Admit", "bind", "current_session", "is_asynchronous", "remember"]
+__all__ = ["Admit", "AdmitAsync", "bind", "bind_async", "current_session", "is_asynchronous", "remember"]
 
 _SESSION: contextvars.ContextVar[AccessTokenClaims | None] = contextvars.ContextVar("keyvouch_session", default=None)
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Admit = Callable[[grpc.ServicerContext], AccessTokenClaims]
 """Judges the call of a context, or aborts it."""
+
+AdmitAsync = Callable[[Any], Awaitable[None]]
+"""The same on the event loop."""
 
 
 def current_session() -> AccessTokenClaims:
@@ -42,9 +45,33 @@ def remember(claims: AccessTokenClaims | None) -> None:
 
 def is_asynchronous(handler: Handler) -> bool:
     """Whether a handler runs on the event loop, and so in the context of the interceptor before it."""
+    return _is(inspect.iscoroutinefunction, handler) or _is(inspect.isasyncgenfunction, handler)
+
+
+def _is(kind: Callable[[object], bool], handler: Handler) -> bool:
     behaviour = _behaviour(handler)
     candidates = (behaviour, getattr(behaviour, "__call__", None))  # noqa: B004 # it is the type of it that counts
-    return any(inspect.iscoroutinefunction(c) or inspect.isasyncgenfunction(c) for c in candidates)
+    return any(kind(candidate) for candidate in candidates)
+
+
+def bind_async(handler: Handler, admit: AdmitAsync) -> Handler:
+    """A handler for the event loop that admits the caller first, then runs `handler` as it is: generator or not."""
+    behaviour = _behaviour(handler)
+
+    async def whole(request: Any, context: Any) -> Any:
+        await admit(context)
+        return await behaviour(request, context)
+
+    async def piecemeal(request: Any, context: Any) -> AsyncIterator[Any]:
+        await admit(context)
+        async for response in behaviour(request, context):
+            yield response
+
+    return _FACTORIES[handler.request_streaming, handler.response_streaming](
+        piecemeal if _is(inspect.isasyncgenfunction, handler) else whole,
+        handler.request_deserializer,
+        handler.response_serializer,
+    )
 
 
 def bind(handler: Handler, admit: Admit) -> Handler:

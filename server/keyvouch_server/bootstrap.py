@@ -1,6 +1,6 @@
 """The composition root: the only module that knows every part, and the only one that makes them.
 
-init     a data directory: identity key and certificate, token key, pepper, configuration, store, first tenant
+init     a data directory: keys and certificates, pepper, configuration, store, first tenant
 open     the same directory as a running `App`, without listeners
 serve    listeners, sweep, until told to stop
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
@@ -19,14 +18,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from keyvouch.errors import KeyvouchError
 from keyvouch.tokens import verify_access_token
 from keyvouch_server.config import FILE, ServerConfig, broken, is_loopback, load_config
-from keyvouch_server.device_authority import DeviceAuthority, found_authority, private_pem
+from keyvouch_server.device_authority import DeviceAuthority
+from keyvouch_server.ek_trust import load_settings as load_ek_settings
+from keyvouch_server.key_files import make_keys, read_keys, write_new
 from keyvouch_server.keyring import Keyring
 from keyvouch_server.listener_certificates import FileCertificate, OwnCertificate
 from keyvouch_server.ports import Clock, Entropy, Store
@@ -37,10 +34,14 @@ from keyvouch_server.use_cases.access_passes import AccessPasses, CreatedPass
 from keyvouch_server.use_cases.administration import Administration, FoundedTenant
 from keyvouch_server.use_cases.decisions import Decisions
 from keyvouch_server.use_cases.devices import Devices
+from keyvouch_server.use_cases.health import HealthReports
+from keyvouch_server.use_cases.key_replacement import KeyReplacements
 from keyvouch_server.use_cases.redemption import Redemptions
 from keyvouch_server.use_cases.registration import Registrations
+from keyvouch_server.use_cases.same_device import SameDeviceSignIns
 from keyvouch_server.use_cases.sessions import Sessions
 from keyvouch_server.use_cases.sign_in import SignIns
+from keyvouch_server.use_cases.tpm_preparation import TpmPreparations
 from keyvouch_server.use_cases.world import Caller, ServerFacts, World
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ SWEEP_SECONDS: Final = 1.0
 """How often requests that ran out of time are ended."""
 GRACE_SECONDS: Final = 5.0
 
-_IDENTITY_KEY, _CA, _TOKEN_KEY, _PEPPER = "identity.key", "ca.pem", "token.key", "pepper.key"
 _log = logging.getLogger("keyvouch.server")
 
 
@@ -95,7 +95,11 @@ class App:
     sign_ins: SignIns
     decisions: Decisions
     redemptions: Redemptions
+    same_device: SameDeviceSignIns
     registrations: Registrations
+    preparations: TpmPreparations
+    replacements: KeyReplacements
+    health: HealthReports
     passes: AccessPasses
     devices: Devices
     administration: Administration
@@ -153,66 +157,30 @@ def init(data: Path, config: ServerConfig, tenant: str, administrator: str) -> F
 
 
 async def _init(data: Path, config: ServerConfig, tenant: str, administrator: str) -> FoundedTenant:
-    key, certificate = found_authority(SystemClock().now())
-    _write(data / _IDENTITY_KEY, private_pem(key))
-    _write(data / _CA, certificate.public_bytes(serialization.Encoding.PEM))
-    _write(data / _TOKEN_KEY, private_pem(ec.generate_private_key(ec.SECP256R1())))
-    _write(data / _PEPPER, secrets.token_bytes(32))
+    make_keys(data, SystemClock().now())
     app = assemble(data, config, SqliteStore.open(data / DATABASE))
     try:
         founded = await app.administration.found(tenant, administrator)
     finally:
         await app.store.close()
-    _write(data / FILE, config.toml().encode())
+    write_new(data / FILE, config.toml().encode())
     return founded
-
-
-def _write(path: Path, content: bytes) -> None:
-    """A new file that only its owner can read, on disk before this returns."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(handle)
-
-
-def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError) as error:
-        raise broken(f"{path} cannot be read: {error}", "Restore it from your backup.") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise broken(f"{path} is not an EC key", "Restore it from your backup.")
-    return key
-
-
-def _check_private(data: Path) -> None:
-    """Secrets that others can read are secrets no more."""
-    for path in (data, data / _IDENTITY_KEY, data / _TOKEN_KEY, data / _PEPPER):
-        if path.exists() and path.stat().st_mode & 0o077:
-            raise broken(f"others can read {path}", f"Run: chmod go-rwx {path}")
 
 
 def assemble(
     data: Path, config: ServerConfig, store: Store, *, clock: Clock | None = None, entropy: Entropy | None = None
 ) -> App:
     """Put a server together over an open store."""
-    _check_private(data)
     clock, entropy = clock or SystemClock(), entropy or SystemEntropy()
-    try:
-        certificate = x509.load_pem_x509_certificate((data / _CA).read_bytes())
-        pepper = (data / _PEPPER).read_bytes()
-    except (OSError, ValueError) as error:
-        raise broken(f"the keys in {data} cannot be read: {error}", "Restore them from your backup.") from None
-    authority = DeviceAuthority(_read_key(data / _IDENTITY_KEY), certificate, clock)
-    keyring = Keyring(_read_key(data / _TOKEN_KEY), pepper, authority)
+    authority, keyring = read_keys(data, clock)
     relay = Relay()
     facts = ServerFacts(authority.server_id, config.rp_id, config.issuer, config.device_endpoint)
     anchors = load_anchors(config.trust, instant=datetime.fromtimestamp(clock.now(), UTC), folder=data)
-    world = World(store, clock, entropy, keyring, relay, facts, anchors)
+    world = World(store, clock, entropy, keyring, relay, facts, anchors, load_ek_settings(config.tpm))
     sessions = Sessions(world)
     passes = AccessPasses(world, sessions)
     devices = Devices(world, sessions)
+    sign_ins, decisions, redemptions = SignIns(world), Decisions(world), Redemptions(world, sessions)
     return App(
         config=config,
         store=store,
@@ -221,10 +189,14 @@ def assemble(
         keyring=keyring,
         authority=authority,
         sessions=sessions,
-        sign_ins=SignIns(world),
-        decisions=Decisions(world),
-        redemptions=Redemptions(world, sessions),
-        registrations=Registrations(world),
+        sign_ins=sign_ins,
+        decisions=decisions,
+        redemptions=redemptions,
+        same_device=SameDeviceSignIns(world, sign_ins, decisions, redemptions),
+        registrations=Registrations(world, devices),
+        preparations=TpmPreparations(world),
+        replacements=KeyReplacements(world),
+        health=HealthReports(world),
         passes=passes,
         devices=devices,
         administration=Administration(world, sessions, passes, devices),
@@ -274,18 +246,21 @@ async def running(app: App, *, grace: float = GRACE_SECONDS) -> AsyncIterator[Ru
 
 def _servicers(app: App) -> Servicers:
     from keyvouch_server.rpc.administration import AdministrationServicer  # noqa: PLC0415
+    from keyvouch_server.rpc.enrolment import EnrolmentServicer  # noqa: PLC0415
     from keyvouch_server.rpc.listeners import Servicers  # noqa: PLC0415
     from keyvouch_server.rpc.prompts import PromptServicer  # noqa: PLC0415
-    from keyvouch_server.rpc.sessions import EnrolmentServicer, SecurityInfoServicer, SessionServicer  # noqa: PLC0415
+    from keyvouch_server.rpc.same_device import SameDeviceServicer  # noqa: PLC0415
+    from keyvouch_server.rpc.sessions import SecurityInfoServicer, SessionServicer  # noqa: PLC0415
     from keyvouch_server.rpc.sign_in import SignInServicer  # noqa: PLC0415
 
     return Servicers(
         sign_in=SignInServicer(app.world, app.sign_ins, app.redemptions, app.passes, app.relay),
         sessions=SessionServicer(app.sessions, app.keyring, app.world.facts),
-        enrolment=EnrolmentServicer(app.registrations, app.world.facts),
+        enrolment=EnrolmentServicer(app.registrations, app.preparations, app.world.facts),
         security_info=SecurityInfoServicer(app.devices, app.relay),
-        administration=AdministrationServicer(app.administration, app.passes, app.devices, app.relay),
-        prompts=PromptServicer(app.world, app.decisions, app.devices, app.relay),
+        administration=AdministrationServicer(app.administration, app.passes, app.devices, app.health, app.relay),
+        prompts=PromptServicer(app.world, app.decisions, app.devices, app.health, app.replacements, app.relay),
+        same_device=SameDeviceServicer(app.same_device, app.sessions),
     )
 
 
@@ -295,6 +270,7 @@ async def _sweep(app: App) -> None:
         try:
             await app.sign_ins.expire()
             await app.registrations.forget_abandoned()
+            await app.replacements.forget_abandoned()
         except KeyvouchError as error:
             _log.warning("sweep: %s", error.reason)
         await asyncio.sleep(SWEEP_SECONDS)

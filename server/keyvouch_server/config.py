@@ -24,6 +24,10 @@ root            = "/etc/keyvouch/mds-root.pem"
 signer          = "mds.fidoalliance.org"             optional: the name in the certificate that signs the file
 crls            = ["/etc/keyvouch/mds.crl"]          optional: if there are any, each of its certificates needs one
 grace_days      = 30                   optional: how long after its next update the file is still believed
+
+[tpm]                                  optional: whose endorsement keys are believed, beside the makers in the wheel
+endorsement_trust = "/etc/keyvouch/tpm-makers"       optional: a folder of further makers' certificates, *.pem
+unregistered_manufacturers = ["id:00001014"]         optional: makers that the TCG has not registered: emulators
 """
 
 from __future__ import annotations
@@ -36,6 +40,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from keyvouch.errors import KeyvouchError, Reason
+from keyvouch_server.ek_trust import TpmSettings
+from keyvouch_server.ek_trust import read_settings as read_tpm_settings
 from keyvouch_server.trust_anchors import TrustSettings, read_settings
 
 FILE: Final = "keyvouch.toml"
@@ -56,6 +62,7 @@ class ServerConfig:
     key: str = ""
     plaintext_listen: str = ""
     trust: TrustSettings = field(default_factory=TrustSettings)
+    tpm: TpmSettings = field(default_factory=TpmSettings)
 
     def toml(self) -> str:
         """The text of a new server's file, which has no tables yet. Strings of JSON are strings of TOML."""
@@ -64,9 +71,9 @@ class ServerConfig:
         return "\n".join(["[server]", *lines, ""])
 
 
-_SETTINGS: Final = tuple(f.name for f in fields(ServerConfig) if f.name != "trust")
-_TABLES: Final = frozenset({"server", "trust_anchors", "metadata"})
-_OTHERS: Final = "[[trust_anchors]] and [metadata]"
+_SETTINGS: Final = tuple(f.name for f in fields(ServerConfig) if f.name not in ("trust", "tpm"))
+_TABLES: Final = frozenset({"server", "trust_anchors", "metadata", "tpm"})
+_OTHERS: Final = "[[trust_anchors]], [metadata] and [tpm]"
 
 
 def load_config(data: Path) -> ServerConfig:
@@ -82,7 +89,7 @@ def load_config(data: Path) -> ServerConfig:
     if not document.keys() <= _TABLES or not isinstance(section, dict):
         raise broken(f"{path} has a section [server], may have {_OTHERS}, and nothing else", "Correct the file.")
     trust = read_settings(document.get("trust_anchors"), document.get("metadata"), folder=data)
-    return replace(_checked(path, section), trust=trust)
+    return replace(_checked(path, section), trust=trust, tpm=read_tpm_settings(document.get("tpm"), folder=data))
 
 
 def _checked(path: Path, section: dict[str, Any]) -> ServerConfig:

@@ -16,9 +16,10 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Final
 
 from cryptography import x509
@@ -33,19 +34,45 @@ from keyvouch.attestation.endorsement import (
 )
 from keyvouch.attestation.trust import TrustAnchor, TrustStore
 from keyvouch.errors import EvidenceError, KeyvouchError, MalformedError, Reason
+from keyvouch_server.ports import EkTrust
 
-__all__ = ["EkTrust", "load_ek_trust", "makers"]
+__all__ = ["EkTrust", "TpmSettings", "load_ek_trust", "load_settings", "makers", "read_settings"]
 
 _PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]*)-----END CERTIFICATE-----")
 _BEGIN: Final = b"-----BEGIN "
+_MANUFACTURER: Final = re.compile(r"id:[0-9A-F]{8}")
+_MEMBERS: Final = frozenset({"endorsement_trust", "unregistered_manufacturers"})
 
 
 @dataclass(frozen=True, slots=True)
-class EkTrust:
-    """Roots, and the certificates between them and those of endorsement keys."""
+class TpmSettings:
+    """The table `[tpm]`: a folder of further makers' certificates, and makers that nobody registered."""
 
-    anchors: TrustStore
-    intermediates: tuple[x509.Certificate, ...]
+    folder: Path | None = None
+    manufacturers: frozenset[str] = frozenset()
+
+
+def read_settings(table: object, *, folder: Path) -> TpmSettings:
+    """Read the table, None where there is none; a relative path starts at `folder`.
+
+    Raises `KeyvouchError(CONFIGURATION)` for anything that is not exactly of the format (`keyvouch_server.config`).
+    """
+    if table is None:
+        return TpmSettings()
+    if not isinstance(table, dict) or not table.keys() <= _MEMBERS:
+        raise _misconfigured(f"[tpm] is one table, with {' and '.join(sorted(_MEMBERS))}")
+    name, makers_ = table.get("endorsement_trust", ""), table.get("unregistered_manufacturers", [])
+    if not isinstance(name, str):
+        raise _misconfigured("endorsement_trust is the name of a folder")
+    if not isinstance(makers_, list) or not all(isinstance(m, str) and _MANUFACTURER.fullmatch(m) for m in makers_):
+        raise _misconfigured("unregistered_manufacturers is a list of makers, each written like id:00001014")
+    return TpmSettings(folder / name if name else None, frozenset(makers_))
+
+
+def load_settings(settings: TpmSettings) -> EkTrust:
+    """Read the certificates in the wheel and those of the settings. Raises `KeyvouchError(CONFIGURATION)`."""
+    folders = (makers(), settings.folder) if settings.folder else (makers(),)
+    return replace(load_ek_trust(*folders), manufacturers=settings.manufacturers)
 
 
 def makers() -> Traversable:
@@ -118,6 +145,12 @@ def _is_root(fields: EndorsementCertificate) -> bool:
     except EvidenceError:
         return False
     return bool(fields.is_ca)
+
+
+def _misconfigured(why: str) -> KeyvouchError:
+    return KeyvouchError(
+        Reason.CONFIGURATION, f"The server cannot start: {why}.", fix="Correct the table [tpm] in keyvouch.toml."
+    )
 
 
 def _broken(why: str) -> KeyvouchError:

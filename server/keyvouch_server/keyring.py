@@ -1,4 +1,4 @@
-"""The server's secrets in one place: token key, pepper, certificate authority. Implements `ports.Keys`."""
+"""The server's secrets in one place: token key, pepper, certificate authorities. Implements `ports.Keys`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import hashlib
 import hmac
 import json
 
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from keyvouch import base64url
+from keyvouch.attestation.tpm_public import TpmPublicKey
 from keyvouch.ids import DeviceId, TenantId
 from keyvouch.proofs import jwk_of, thumbprint
 from keyvouch.tokens import AccessTokenClaims, sign_access_token, token_header
+from keyvouch_server.attestation_ca import AttestationAuthority
 from keyvouch_server.device_authority import DeviceAuthority
+from keyvouch_server.ports import EndorsedTpm
 
 _ES256 = ec.ECDSA(hashes.SHA256())
 
@@ -21,12 +25,19 @@ _ES256 = ec.ECDSA(hashes.SHA256())
 class Keyring:
     """Holds the secrets; gives out only what is made with them."""
 
-    def __init__(self, token_key: ec.EllipticCurvePrivateKey, pepper: bytes, authority: DeviceAuthority) -> None:
+    def __init__(
+        self,
+        token_key: ec.EllipticCurvePrivateKey,
+        pepper: bytes,
+        authority: DeviceAuthority,
+        attestation: AttestationAuthority,
+    ) -> None:
         if len(pepper) < 32:
             raise ValueError("the pepper has at least 32 bytes")
         self._token_key = token_key
         self._pepper = pepper
         self._authority = authority
+        self._attestation = attestation
         self.key_id = base64url.encode(thumbprint(token_key.public_key()))
         self._header = token_header(self.key_id)
         self._derived: dict[str, bytes] = {}
@@ -58,3 +69,12 @@ class Keyring:
     def device_certificate(self, device: DeviceId, tenant: TenantId, channel_key: bytes) -> tuple[bytes, ...]:
         """See `ports.Keys`."""
         return self._authority.device_chain(device, tenant, channel_key)
+
+    def attestation_certificate(self, key: TpmPublicKey, tpm: EndorsedTpm) -> bytes:
+        """See `ports.Keys`."""
+        return self._attestation.certify(key, tpm)
+
+    @property
+    def attestation_root(self) -> x509.Certificate:
+        """See `ports.Keys`."""
+        return self._attestation.certificate

@@ -11,6 +11,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from cryptography import x509
+
+from keyvouch.attestation import TrustStore
+from keyvouch.attestation.tpm_public import TpmPublicKey
 from keyvouch.ids import DeviceId, TenantId
 from keyvouch.tokens import AccessTokenClaims
 from keyvouch_server.domain.model import Prompt, SignIn
@@ -139,6 +143,31 @@ class Entropy(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class EkTrust:
+    """Who may vouch for endorsement keys: roots, and the certificates between them and those of the keys.
+
+    `manufacturers` are makers, `id:XXXXXXXX`, that nobody registered and that are believed all the same.
+    """
+
+    anchors: TrustStore
+    intermediates: tuple[x509.Certificate, ...] = ()
+    manufacturers: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class EndorsedTpm:
+    """A TPM as its endorsement key certificate names it, and the anchor that certificate leads to.
+
+    `manufacturer` is `id:` and eight hexadecimal digits (TCG EK Credential Profile section 3.1.2).
+    """
+
+    manufacturer: str
+    model: str
+    version: str
+    anchor: str
+
+
 class Keys(Protocol):
     """The server's secret keys, which only ever leave as results."""
 
@@ -152,6 +181,15 @@ class Keys(Protocol):
 
     def device_certificate(self, device: DeviceId, tenant: TenantId, channel_key: bytes) -> tuple[bytes, ...]:
         """DER chain for a device's channel key: its certificate, then the authority's."""
+        ...
+
+    def attestation_certificate(self, key: TpmPublicKey, tpm: EndorsedTpm) -> bytes:
+        """A certificate (DER) for the attestation key of a TPM. It leaves the server sealed for that TPM."""
+        ...
+
+    @property
+    def attestation_root(self) -> x509.Certificate:
+        """The certificate of the authority that issues those."""
         ...
 
 

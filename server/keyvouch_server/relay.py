@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from keyvouch.ids import DeviceId, PromptId, SignInId
 from keyvouch_server.domain.model import Prompt, SignIn, SignInState
 from keyvouch_server.use_cases.decisions import Answered
+from keyvouch_server.use_cases.health import HealthVerdict
 
 MAILBOX = 512
 """Events a device stream may be behind before it is told to reconnect."""
@@ -56,6 +57,13 @@ class OutcomeReady:
 
 
 @dataclass(frozen=True, slots=True)
+class HealthJudged:
+    """What was made of a health report that came in on this very stream."""
+
+    verdict: HealthVerdict
+
+
+@dataclass(frozen=True, slots=True)
 class StreamClosed:
     """The device has closed its side."""
 
@@ -66,7 +74,14 @@ class ServerStopping:
 
 
 DeviceEvent = (
-    PromptArrived | PromptWithdrawn | OutcomeReady | DeviceRemoved | FellBehind | ServerStopping | StreamClosed
+    PromptArrived
+    | PromptWithdrawn
+    | OutcomeReady
+    | HealthJudged
+    | DeviceRemoved
+    | FellBehind
+    | ServerStopping
+    | StreamClosed
 )
 
 

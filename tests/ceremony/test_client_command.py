@@ -364,10 +364,40 @@ async def test_administration_of_tenants_devices_and_audit(desk: Desk) -> None:
     assert "ten_example" in (await desk.run("admin", "tenant", "list")).out
     devices = (await desk.run("admin", "device", "list", "--json")).result["devices"]
     assert (devices[0]["assurance"]["protection"], devices[0]["credential_id"]) == ("tpm", "AQI")
+    assert (devices[0]["tpm"]["health"], devices[0]["tpm"]["pin_limit"], devices[1]["tpm"]) == ("drifted", 3, None)
     assert (await desk.run("admin", "device", "remove", "dev_1")).status == 0
     records = (await desk.run("admin", "audit", "--limit", "250", "--json")).result["records"]
     assert [record["sequence"] for record in records] == list(range(500, 250, -1))
     assert "app=shop" in (await desk.run("admin", "audit", "--limit", "3")).out
+
+
+async def test_what_a_tpm_drifted_to_is_shown_and_accepted(desk: Desk) -> None:
+    await desk.sign_in()
+    listed = (await desk.run("admin", "device", "list", "--utc")).out.splitlines()
+    tpm = next(line for line in listed if "NPCT75x" in line)
+    assert tpm.split() == [
+        "dev_1", "Nuvoton", "NPCT75x", "7.2.4.1", "tpm-ek:NTC1", "3", "drifted", "2027-01-15", "08:00:00", "UTC",
+    ]  # fmt: skip
+    assert listed[-1] == "dev_1  pcr_changed: PCR 7 \N{REPLACEMENT CHARACTER}[31mis another one."
+    accepted = await desk.run("admin", "device", "accept-health", "dev_1")
+    assert "pcr_changed" in accepted.out
+    assert desk.administration.tpm.health == common_pb2.HEALTH_STATE_GOOD
+    again = await desk.run("admin", "device", "accept-health", "dev_1", "--json")
+    assert again.result["device"]["tpm"]["findings"] == []
+    missing = await desk.run("admin", "device", "accept-health", "dev_9", "--json")
+    assert (missing.status, missing.error["reason"]) == (1, "device_unknown")
+
+
+async def test_lists_of_numbers_in_the_policy(desk: Desk) -> None:
+    await desk.sign_in()
+    shown = (await desk.run("admin", "policy", "show")).out.splitlines()
+    assert shown[-1].split() == ["health.pcrs", "0,7"]
+    done = await desk.run("admin", "policy", "set", "health.pcrs=0, 2,4,7", "registration.pin_tries=5")
+    assert "health.pcrs: 0,7 -> 0,2,4,7" in done.out
+    assert list(desk.administration.policy.health.pcrs) == [0, 2, 4, 7]
+    assert desk.administration.policy.registration.pin_tries == 5
+    refused = await desk.run("admin", "policy", "set", "health.pcrs=0,seven", "--json")
+    assert (refused.status, refused.error["fix"]) == (2, "Write whole numbers with commas between them.")
 
 
 async def test_the_policy_is_shown_and_changed_by_name_PS13(desk: Desk) -> None:

@@ -23,6 +23,17 @@ class FakeAdministration(administration_pb2_grpc.AdministrationServiceServicer):
         self.passes: dict[str, pb.AccessPass] = {}
         self.policy = pb.Policy(version=3, approval=pb.ApprovalPolicy(enabled=True, number_digits=2))
         self.policy.approval.required_assurance.verification = common_pb2.VERIFICATION_SOFTWARE_GATED
+        self.policy.health.pcrs.extend((0, 7))
+        self.tpm = common_pb2.TpmDevice(
+            manufacturer="Nuvoton",
+            model="NPCT75x",
+            firmware="7.2.4.1",
+            endorsement_anchor="tpm-ek:NTC1",
+            pin_limit=3,
+            health=common_pb2.HEALTH_STATE_DRIFTED,
+            reported_at=1_800_000_000,
+            findings=["pcr_changed: PCR 7 \x1b[31mis another one."],
+        )
 
     def _check(self, context: Any) -> None:
         self._world.authenticate(credential(context, "Bearer"))
@@ -94,7 +105,17 @@ class FakeAdministration(administration_pb2_grpc.AdministrationServiceServicer):
         self._check(context)
         device = common_pb2.Device(device_id="dev_1", display_name="Laptop", credential_id=b"\x01\x02")
         device.assurance.protection = common_pb2.PROTECTION_TPM
-        return pb.ListDevicesResponse(devices=[device])
+        device.tpm.CopyFrom(self.tpm)
+        plain = common_pb2.Device(device_id="dev_2", display_name="Old laptop")
+        return pb.ListDevicesResponse(devices=[device, plain])
+
+    async def AcceptDeviceHealth(self, request: Any, context: Any) -> Any:
+        self._check(context)
+        if request.reported_at != self.tpm.reported_at:
+            raise RefusedError(Reason.DEVICE_HEALTH, "It has reported since.", fix="Look again.")
+        self.tpm.health = common_pb2.HEALTH_STATE_GOOD
+        del self.tpm.findings[:]
+        return pb.AcceptDeviceHealthResponse(device=common_pb2.Device(device_id=request.device_id, tpm=self.tpm))
 
     async def AdminRemoveDevice(self, request: Any, context: Any) -> Any:
         self._check(context)

@@ -59,8 +59,8 @@ class FakeDeviceServer:
         options = [("grpc.so_reuseport", 0)]
         public, device = aio.server(options=options), aio.server(options=options)
         sign_in_pb2_grpc.add_SignInServiceServicer_to_server(_SignIn(self), public)  # type: ignore[abstract]
-        enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(_Enrolment(self), public)
-        prompts_pb2_grpc.add_PromptServiceServicer_to_server(_Prompts(self), device)
+        enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(_Enrolment(self), public)  # type: ignore[abstract]
+        prompts_pb2_grpc.add_PromptServiceServicer_to_server(_Prompts(self), device)  # type: ignore[abstract]
         tls = grpc.ssl_server_credentials([(key, chain)])
         mutual = grpc.ssl_server_credentials([(key, chain)], self.rows.authority.pem, require_client_auth=True)
         self.public_port = public.add_secure_port(f"localhost:{self.public_port}", tls)

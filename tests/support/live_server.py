@@ -37,6 +37,7 @@ from keyvouch_server import bootstrap
 from keyvouch_server.bootstrap import App
 from keyvouch_server.config import ServerConfig
 from keyvouch_server.domain.model import AuditRecord, Role
+from keyvouch_server.ek_trust import TpmSettings
 from keyvouch_server.ports import Store
 from keyvouch_server.stores.memory import MemoryStore
 from keyvouch_server.stores.sqlite import SqliteStore
@@ -351,7 +352,12 @@ class LiveServer:
 
 @asynccontextmanager
 async def live_server(
-    template: Path, folder: Path, *, memory: bool = False, trust: TrustSettings | None = None
+    template: Path,
+    folder: Path,
+    *,
+    memory: bool = False,
+    trust: TrustSettings | None = None,
+    tpm: TpmSettings | None = None,
 ) -> AsyncIterator[LiveServer]:
     """Start a server with the keys of `template` and a store of its own in `folder`, or in memory."""
     data, clock = folder / "server", Clock()
@@ -359,7 +365,7 @@ async def live_server(
     store: Store = MemoryStore() if memory else SqliteStore.open(data / bootstrap.DATABASE)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(store.close)
-        app, listening = await _listen(stack, data, store, clock, trust or TrustSettings())
+        app, listening = await _listen(stack, data, store, clock, trust or TrustSettings(), tpm or TpmSettings())
         founded = await app.administration.found(TENANT, ADMINISTRATOR)
         connection = await stack.enter_async_context(
             Connection(f"127.0.0.1:{listening.public_port}", ca_file=data / "ca.pem")
@@ -377,11 +383,11 @@ async def live_server(
 
 
 async def _listen(
-    stack: AsyncExitStack, data: Path, store: Store, clock: Clock, trust: TrustSettings
+    stack: AsyncExitStack, data: Path, store: Store, clock: Clock, trust: TrustSettings, tpm: TpmSettings
 ) -> tuple[App, bootstrap.Running]:
     """Another program may take the free port first; then another one is tried."""
     for attempt in range(5):
-        config = replace(configuration(free_ports(1)[0]), trust=trust)
+        config = replace(configuration(free_ports(1)[0]), trust=trust, tpm=tpm)
         app = bootstrap.assemble(data, config, store, clock=clock)
         try:
             return app, await stack.enter_async_context(bootstrap.running(app, grace=0))

@@ -68,9 +68,8 @@ def test_init_makes_private_files_and_one_pass(made: tuple[Path, dict[str, Any]]
     assert len(report["access_pass"]) == 8
     assert Path(report["ca"]) == data / "ca.pem"
     assert data.stat().st_mode & 0o777 == 0o700
-    assert {"identity.key", "token.key", "pepper.key", "ca.pem", "keyvouch.toml", "keyvouch.db"} <= {
-        p.name for p in data.iterdir()
-    }
+    keys = {"identity.key", "token.key", "pepper.key", "ca.pem", "attestation.key", "attestation-ca.pem"}
+    assert keys | {"keyvouch.toml", "keyvouch.db"} <= {p.name for p in data.iterdir()}
     assert [p.name for p in data.iterdir() if p.stat().st_mode & 0o077] == []
     assert report["access_pass"].encode() not in b"".join(p.read_bytes() for p in data.iterdir())
 
@@ -145,6 +144,9 @@ def test_serve_says_when_it_is_ready_and_ends_cleanly_on_sigterm(server: ServerP
         (lambda d: (d / "pepper.key").unlink(), "keys"),
         (lambda d: (d / "pepper.key").chmod(0o640), "pepper.key"),
         (lambda d: (d / "identity.key").chmod(0o604), "identity.key"),
+        (lambda d: (d / "attestation.key").chmod(0o640), "attestation.key"),
+        (lambda d: (d / "attestation.key").unlink(), "attestation.key"),
+        (lambda d: (d / "attestation-ca.pem").write_text("nonsense"), "attestation-ca.pem"),
         (lambda d: d.chmod(0o755), "chmod"),
         (lambda d: (d / "ca.pem").write_text("nonsense"), "keys"),
     ],
@@ -154,6 +156,24 @@ def test_serve_refuses_a_directory_that_is_not_in_order(data: Path, spoil: Any, 
     error = error_of(run("serve", "--json", "--data", data))
     assert error["reason"] == "configuration"
     assert word in error["message"] + error["fix"]
+
+
+@pytest.mark.parametrize("left", ["neither", "the key"])
+def test_a_directory_of_an_older_release_gets_an_attestation_authority(data: Path, left: str):
+    key, certificate = data / "attestation.key", data / "attestation-ca.pem"
+    before = key.read_bytes(), certificate.read_bytes()
+    certificate.unlink()
+    if left == "neither":
+        key.unlink()
+        (data / "attestation.key.new").write_bytes(b"half")  # what a crash left
+    assert run("recover", "--json", "--data", data, "--tenant", "example", "--administrator", "admin").returncode == 0
+    assert (key.read_bytes() == before[0]) is (left == "the key")
+    assert certificate.read_bytes() != before[1]
+    assert {path.stat().st_mode & 0o777 for path in (key, certificate)} == {0o600}
+    assert not (data / "attestation.key.new").exists()
+    kept = key.read_bytes(), certificate.read_bytes()
+    assert run("recover", "--json", "--data", data, "--tenant", "example", "--administrator", "admin").returncode == 0
+    assert (key.read_bytes(), certificate.read_bytes()) == kept
 
 
 def test_serve_refuses_an_address_it_cannot_have(server: ServerProcess, tmp_path: Path):

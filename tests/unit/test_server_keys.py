@@ -21,6 +21,7 @@ from keyvouch.errors import EvidenceError, KeyvouchError, Reason, Unauthenticate
 from keyvouch.ids import DeviceId, TenantId
 from keyvouch.proofs import spki_of
 from keyvouch.tokens import verify_access_token
+from keyvouch_server.attestation_ca import AttestationAuthority, authority_certificate
 from keyvouch_server.config import FILE, ServerConfig, load_config
 from keyvouch_server.device_authority import DeviceAuthority, DeviceIdentity, found_authority, identify
 from keyvouch_server.keyring import Keyring
@@ -194,7 +195,9 @@ def test_other_names_and_other_kinds_of_key_do_not_count():
 
 
 def keyring(authority: DeviceAuthority, pepper: bytes = bytes(32)) -> Keyring:
-    return Keyring(ec.generate_private_key(ec.SECP256R1()), pepper, authority)
+    key = ec.generate_private_key(ec.SECP256R1())
+    attestation = AttestationAuthority(key, authority_certificate(key, NOW), StandingClock())
+    return Keyring(ec.generate_private_key(ec.SECP256R1()), pepper, authority, attestation)
 
 
 def test_each_purpose_and_each_pepper_has_its_own_key(authority: DeviceAuthority):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import sqlite3
 import stat
 import subprocess
@@ -17,14 +18,24 @@ from typing import Any
 import pytest
 
 from keyvouch.errors import Reason, UnavailableError, UsageError
-from keyvouch_server.domain.model import AuditRecord, Device, Registration, RegistrationState, Session, SignIn
+from keyvouch_server.domain.model import (
+    AuditRecord,
+    Device,
+    DeviceTpm,
+    KeyReplacement,
+    Registration,
+    RegistrationState,
+    Session,
+    SignIn,
+)
 from keyvouch_server.domain.model import SignInState as State
 from keyvouch_server.ports import Above, AtMost, OneOf
-from keyvouch_server.stores import sqlite_files
+from keyvouch_server.stores import records, sqlite_files
 from keyvouch_server.stores.records import Statements
 from keyvouch_server.stores.sqlite import MOST_WORKS, SqliteStore
 from keyvouch_server.stores.sqlite_files import Migration
-from support.sample_records import TENANT, audit, open_sign_in
+from keyvouch_server.stores.sqlite_upkeep import check
+from support.sample_records import EVERY_RECORD, TENANT, audit, open_sign_in
 from support.store_files import add, count, raw
 
 PACKAGED = sqlite_files.packaged_migrations()
@@ -116,7 +127,7 @@ async def test_pragmas_are_really_set(store: SqliteStore) -> None:
 async def test_every_table_is_strict(store: SqliteStore) -> None:
     tables = store._reader.execute("PRAGMA table_list").fetchall()
     strict = {row[1]: row[5] for row in tables if not row[1].startswith("sqlite_")}
-    assert len(strict) == 11
+    assert len(strict) == 13
     assert set(strict.values()) == {1}
 
 
@@ -163,8 +174,9 @@ async def test_a_migration_that_fails_leaves_no_trace(path: Path, statement: str
 _KILL_EACH_STATEMENT = """
 import os, pathlib, signal, sqlite3, sys
 from keyvouch_server.stores import sqlite_files as files
-second = files.Migration(2, "second", sys.argv[2])
-steps = (*files.packaged_migrations(), second)
+packaged = files.packaged_migrations()
+newest = len(packaged) + 1
+steps = (*packaged, files.Migration(newest, "newest", sys.argv[2]))
 
 def child(path, fatal):
     connection = sqlite3.connect(path, isolation_level=None)
@@ -192,9 +204,10 @@ for fatal in range(1, 1000):
     versions.add(version)
     tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     assert ("tenant" in tables) == (version >= 1), (fatal, version)
-    assert ("later" in tables) == (version == 2), (fatal, version)
+    assert ("device_tpm" in tables) == (version >= 2), (fatal, version)
+    assert ("later" in tables) == (version == newest), (fatal, version)
     files.migrate(connection, steps)
-    assert files.schema_version(connection) == 2
+    assert files.schema_version(connection) == newest
     connection.close()
     if not killed:
         print(fatal - 1, sorted(versions))
@@ -203,7 +216,6 @@ for fatal in range(1, 1000):
 
 
 def test_a_migration_killed_at_any_statement_goes_on_at_the_next_start(tmp_path: Path) -> None:
-    assert len(PACKAGED) == 1, "the script above counts on it"
     command = [sys.executable, "-c", _KILL_EACH_STATEMENT, tmp_path, SECOND.script]
     run = subprocess.run(
         command,
@@ -214,7 +226,38 @@ def test_a_migration_killed_at_any_statement_goes_on_at_the_next_start(tmp_path:
     assert run.returncode == 0, run.stderr
     points, versions = run.stdout.split(" ", 1)
     assert int(points) > 25
-    assert versions.strip() == "[0, 1, 2]"
+    assert versions.strip() == str(list(range(len(PACKAGED) + 2)))
+
+
+async def test_a_store_of_version_1_is_brought_up_to_date_with_all_its_records(path: Path) -> None:
+    sqlite_files.prepare_file(path)
+    kept = [record for record in EVERY_RECORD if not isinstance(record, (DeviceTpm, KeyReplacement))]
+    with raw(path) as connection:
+        sqlite_files.migrate(connection, PACKAGED[:1])
+        for record in kept:
+            _insert_what_was_known(connection, record)
+    store = SqliteStore.open(path)
+    newer = {"tpm": b"", "replaced_device_id": "", "same_device": False, "certificate_bound": False}
+    for record in kept:
+        names = {field.name for field in dataclasses.fields(record)}
+        wanted = dataclasses.replace(record, **{name: value for name, value in newer.items() if name in names})
+        assert await find(store, type(record)) == [wanted] or isinstance(record, AuditRecord)
+    await store.close()
+    report = check(path)
+    assert report.problems == ()
+    assert (report.counts["device_tpm"], report.counts["audit_record"]) == (0, 3)
+
+
+def _insert_what_was_known(connection: sqlite3.Connection, record: Any) -> None:
+    table = records.table_of(type(record))
+    known = {row[1] for row in connection.execute(f"PRAGMA table_info({table.name})")}
+    values = {name: value for name, value in zip(table.columns, table.row(record), strict=True) if name in known}
+    marks = ", ".join("?" * len(values))
+    connection.execute(f"INSERT INTO {table.name} ({', '.join(values)}) VALUES ({marks})", tuple(values.values()))
+
+
+async def find(store: SqliteStore, table: Any) -> list[Any]:
+    return await store.read(lambda snapshot: snapshot.find(table, {}))
 
 
 # Groups

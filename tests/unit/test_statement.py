@@ -26,6 +26,7 @@ from keyvouch.statement import (
     challenge,
     check_offer,
     check_registration,
+    health_statement,
     proof_statement,
     redeem_statement,
     signed_message,
@@ -284,6 +285,7 @@ def test_what_clients_prove_names_server_and_secret() -> None:
     redeem = cbor.decode(redeem_statement(server, SignInId("sin_one"), "token"))
     assert redeem == {1: server, 2: "sin_one", 3: hashlib.sha256(b"token").digest()}
     assert cbor.decode(proof_statement(server, b"nonce")) == {1: server, 2: b"nonce"}
+    assert cbor.decode(health_statement(server, DeviceId("dev_a"), b"nonce")) == {1: server, 2: "dev_a", 3: b"nonce"}
 
 
 # proof keys

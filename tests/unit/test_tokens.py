@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +15,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from keyvouch.base64url import encode as base64url
-from keyvouch.errors import EvidenceError, KeyvouchError, MalformedError, Reason
+from keyvouch.errors import EvidenceError, KeyvouchError, MalformedError, Reason, UsageError
 from keyvouch.proofs import jwk_of
-from keyvouch.tokens import MAX_TOKEN, AccessTokenClaims, sign_access_token, token_header, verify_access_token
+from keyvouch.tokens import (
+    MAX_TOKEN,
+    AccessTokenClaims,
+    certificate_thumbprint,
+    sign_access_token,
+    token_header,
+    verify_access_token,
+)
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 KEYS = {"key-1": KEY.public_key(), "key-2": ec.generate_private_key(ec.SECP256R1()).public_key()}
@@ -83,6 +91,18 @@ def test_control_claims_come_back_as_they_went() -> None:
 def test_optional_claims_may_be_absent() -> None:
     bare = dataclasses.replace(CLAIMS, confirmation="", device_id="", username="")
     assert verify(token(bare)) == bare
+
+
+def test_a_token_is_bound_to_a_certificate_as_rfc_8705_says_P15() -> None:
+    bound = dataclasses.replace(CLAIMS, confirmation="", certificate_thumbprint=certificate_thumbprint(b"DER"))
+    payload = json.loads(base64.urlsafe_b64decode(token(bound).split(".")[1] + "=="))
+    assert payload["cnf"] == {"x5t#S256": base64url(hashlib.sha256(b"DER").digest())}
+    assert verify(token(bound)) == bound
+
+
+def test_a_token_is_not_bound_to_a_key_and_a_certificate_P15() -> None:
+    with pytest.raises(UsageError):
+        dataclasses.replace(CLAIMS, certificate_thumbprint=certificate_thumbprint(b"DER"))
 
 
 def test_the_payload_has_the_names_of_rfc_9068() -> None:
@@ -238,7 +258,22 @@ WRONG_TYPES: list[tuple[str, Any]] = [
     ("amr", "pop"),
     ("amr", [1]),
     ("cnf", "thumb"),
+    ("cnf", {}),
+    ("cnf", [["jkt", "thumb"]]),
     ("cnf", {"jkt": 1}),
+    ("cnf", {"jkt": ""}),
+    ("cnf", {"jkt": "thumb", "x5t#S256": base64url(bytes(32))}),
+    ("cnf", {"jkt": "thumb", "jwk": {}}),
+    ("cnf", {"jwk": jwk_of(KEY.public_key())}),
+    ("cnf", {"kid": "key-1"}),
+    ("cnf", {"x5t": base64url(bytes(20))}),
+    ("cnf", {"x5t#s256": base64url(bytes(32))}),
+    ("cnf", {"x5t#S256": 1}),
+    ("cnf", {"x5t#S256": ""}),
+    ("cnf", {"x5t#S256": base64url(bytes(31))}),
+    ("cnf", {"x5t#S256": base64url(bytes(33))}),
+    ("cnf", {"x5t#S256": base64url(bytes(32)) + "="}),
+    ("cnf", {"x5t#S256": base64url(bytes(32))[:-1] + "B"}),  # left-over bits
 ]
 
 

@@ -170,3 +170,12 @@ def test_whether_any_model_is_distrusted() -> None:
 
 def test_nothing_is_distrusted_unless_it_is_said() -> None:
     assert (Distrust().models, Distrust().keys) == ({}, frozenset())
+
+
+def test_a_store_with_one_anchor_more_distrusts_the_same_and_leaves_the_first_alone() -> None:
+    first = TrustStore([GENERAL], Distrust({OTHER: "No."}))
+    second = first.including(FOR_MODEL)
+    assert (list(first), list(second)) == ([GENERAL], [GENERAL, FOR_MODEL])
+    assert second.anchors_for("packed", aaguid=MODEL) == (FOR_MODEL, GENERAL)
+    with pytest.raises(EvidenceError):
+        second.check_model(aaguid=OTHER)

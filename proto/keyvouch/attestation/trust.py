@@ -106,6 +106,10 @@ class TrustStore:
     def __repr__(self) -> str:
         return f"TrustStore({', '.join(sorted({anchor.name for anchor in self._anchors}))})"
 
+    def including(self, anchor: TrustAnchor) -> TrustStore:
+        """Return a store that trusts one anchor more, and distrusts the same."""
+        return TrustStore((*self._anchors, anchor), self._distrust)
+
     def check_model(self, *, aaguid: bytes, key_ids: Collection[bytes] = ()) -> None:
         """Check that an authenticator does not claim to be of a distrusted model, by either of its names.
 

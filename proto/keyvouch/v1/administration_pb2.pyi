@@ -340,7 +340,9 @@ class HealthPolicy(_message.Message):
     MAX_AGE_MINUTES_FIELD_NUMBER: _builtins.int
     PCRS_FIELD_NUMBER: _builtins.int
     required: _builtins.bool
-    """A device with a TPM approves only while its last report is good and not too old. Default false."""
+    """A device with a TPM that somebody vouches for approves only while its last report is not failed and not too old.
+    Default false.
+    """
     max_age_minutes: _builtins.int
     """Minutes, 5..43200, default 1440."""
     @_builtins.property
@@ -835,6 +837,49 @@ class AdminRemoveDeviceResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AdminRemoveDeviceResponse: _TypeAlias = AdminRemoveDeviceResponse  # noqa: Y015
+
+@_typing.final
+class AcceptDeviceHealthRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    REPORTED_AT_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    reported_at: _builtins.int
+    """`TpmDevice.reported_at` of the report that was looked at."""
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        reported_at: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "reported_at", b"reported_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptDeviceHealthRequest: _TypeAlias = AcceptDeviceHealthRequest  # noqa: Y015
+
+@_typing.final
+class AcceptDeviceHealthResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def device(self) -> _common_pb2.Device: ...
+    def __init__(
+        self,
+        *,
+        device: _common_pb2.Device | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptDeviceHealthResponse: _TypeAlias = AcceptDeviceHealthResponse  # noqa: Y015
 
 @_typing.final
 class GetPolicyRequest(_message.Message):

@@ -84,6 +84,11 @@ class AdministrationServiceStub(object):
                 request_serializer=keyvouch_dot_v1_dot_administration__pb2.AdminRemoveDeviceRequest.SerializeToString,
                 response_deserializer=keyvouch_dot_v1_dot_administration__pb2.AdminRemoveDeviceResponse.FromString,
                 _registered_method=True)
+        self.AcceptDeviceHealth = channel.unary_unary(
+                '/keyvouch.v1.AdministrationService/AcceptDeviceHealth',
+                request_serializer=keyvouch_dot_v1_dot_administration__pb2.AcceptDeviceHealthRequest.SerializeToString,
+                response_deserializer=keyvouch_dot_v1_dot_administration__pb2.AcceptDeviceHealthResponse.FromString,
+                _registered_method=True)
         self.GetPolicy = channel.unary_unary(
                 '/keyvouch.v1.AdministrationService/GetPolicy',
                 request_serializer=keyvouch_dot_v1_dot_administration__pb2.GetPolicyRequest.SerializeToString,
@@ -183,6 +188,16 @@ class AdministrationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AcceptDeviceHealth(self, request, context):
+        """Accepts what a device's TPM drifted to: its last report is what later ones are compared with. As AdminRemoveDevice.
+
+        NOT_FOUND  device_unknown
+        FAILED_PRECONDITION  device_health (there is no drift, or the device has reported since `reported_at`)
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetPolicy(self, request, context):
         """Every administrative role.
         """
@@ -259,6 +274,11 @@ def add_AdministrationServiceServicer_to_server(servicer, server):
                     servicer.AdminRemoveDevice,
                     request_deserializer=keyvouch_dot_v1_dot_administration__pb2.AdminRemoveDeviceRequest.FromString,
                     response_serializer=keyvouch_dot_v1_dot_administration__pb2.AdminRemoveDeviceResponse.SerializeToString,
+            ),
+            'AcceptDeviceHealth': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcceptDeviceHealth,
+                    request_deserializer=keyvouch_dot_v1_dot_administration__pb2.AcceptDeviceHealthRequest.FromString,
+                    response_serializer=keyvouch_dot_v1_dot_administration__pb2.AcceptDeviceHealthResponse.SerializeToString,
             ),
             'GetPolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPolicy,
@@ -546,6 +566,33 @@ class AdministrationService(object):
             '/keyvouch.v1.AdministrationService/AdminRemoveDevice',
             keyvouch_dot_v1_dot_administration__pb2.AdminRemoveDeviceRequest.SerializeToString,
             keyvouch_dot_v1_dot_administration__pb2.AdminRemoveDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcceptDeviceHealth(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyvouch.v1.AdministrationService/AcceptDeviceHealth',
+            keyvouch_dot_v1_dot_administration__pb2.AcceptDeviceHealthRequest.SerializeToString,
+            keyvouch_dot_v1_dot_administration__pb2.AcceptDeviceHealthResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -68,6 +68,12 @@ class AdministrationServiceStub:
     """Every administrative role."""
     AdminRemoveDevice: _grpc.UnaryUnaryMultiCallable[_administration_pb2.AdminRemoveDeviceRequest, _administration_pb2.AdminRemoveDeviceResponse]
     """Global and Privileged Authentication Administrator; Authentication Administrator on members."""
+    AcceptDeviceHealth: _grpc.UnaryUnaryMultiCallable[_administration_pb2.AcceptDeviceHealthRequest, _administration_pb2.AcceptDeviceHealthResponse]
+    """Accepts what a device's TPM drifted to: its last report is what later ones are compared with. As AdminRemoveDevice.
+
+    NOT_FOUND  device_unknown
+    FAILED_PRECONDITION  device_health (there is no drift, or the device has reported since `reported_at`)
+    """
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_administration_pb2.GetPolicyRequest, _administration_pb2.GetPolicyResponse]
     """Every administrative role."""
     UpdatePolicy: _grpc.UnaryUnaryMultiCallable[_administration_pb2.UpdatePolicyRequest, _administration_pb2.UpdatePolicyResponse]
@@ -113,6 +119,12 @@ class AdministrationServiceAsyncStub(AdministrationServiceStub):
     """Every administrative role."""
     AdminRemoveDevice: _aio.UnaryUnaryMultiCallable[_administration_pb2.AdminRemoveDeviceRequest, _administration_pb2.AdminRemoveDeviceResponse]  # type: ignore[assignment]
     """Global and Privileged Authentication Administrator; Authentication Administrator on members."""
+    AcceptDeviceHealth: _aio.UnaryUnaryMultiCallable[_administration_pb2.AcceptDeviceHealthRequest, _administration_pb2.AcceptDeviceHealthResponse]  # type: ignore[assignment]
+    """Accepts what a device's TPM drifted to: its last report is what later ones are compared with. As AdminRemoveDevice.
+
+    NOT_FOUND  device_unknown
+    FAILED_PRECONDITION  device_health (there is no drift, or the device has reported since `reported_at`)
+    """
     GetPolicy: _aio.UnaryUnaryMultiCallable[_administration_pb2.GetPolicyRequest, _administration_pb2.GetPolicyResponse]  # type: ignore[assignment]
     """Every administrative role."""
     UpdatePolicy: _aio.UnaryUnaryMultiCallable[_administration_pb2.UpdatePolicyRequest, _administration_pb2.UpdatePolicyResponse]  # type: ignore[assignment]
@@ -215,6 +227,18 @@ class AdministrationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_administration_pb2.AdminRemoveDeviceResponse, _abc.Awaitable[_administration_pb2.AdminRemoveDeviceResponse]]:
         """Global and Privileged Authentication Administrator; Authentication Administrator on members."""
+
+    @_abc_1.abstractmethod
+    def AcceptDeviceHealth(
+        self,
+        request: _administration_pb2.AcceptDeviceHealthRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_administration_pb2.AcceptDeviceHealthResponse, _abc.Awaitable[_administration_pb2.AcceptDeviceHealthResponse]]:
+        """Accepts what a device's TPM drifted to: its last report is what later ones are compared with. As AdminRemoveDevice.
+
+        NOT_FOUND  device_unknown
+        FAILED_PRECONDITION  device_health (there is no drift, or the device has reported since `reported_at`)
+        """
 
     @_abc_1.abstractmethod
     def GetPolicy(

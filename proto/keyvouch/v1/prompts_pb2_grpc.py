@@ -97,7 +97,8 @@ class PromptServiceServicer(object):
         """Begins to put a new key in the place of this device's: same TPM, same PIN, same attestation key, of which there is
         a fresh certificate. Nothing but the certifications is done again.
 
-        FAILED_PRECONDITION  tpm_not_prepared (this device was not registered with a TPM that somebody vouches for)
+        FAILED_PRECONDITION  method_disabled, tpm_not_prepared (this device was not registered with a TPM that somebody
+        vouches for)
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,7 +108,7 @@ class PromptServiceServicer(object):
         """Completes it. The same answer again gets the same reply.
 
         UNAUTHENTICATED  registration_unknown
-        FAILED_PRECONDITION  registration_expired, registration_consumed, assurance_too_low
+        FAILED_PRECONDITION  registration_expired, registration_consumed, method_disabled, assurance_too_low
         ALREADY_EXISTS  credential_exists
         INVALID_ARGUMENT  the reason of the first check the evidence fails, see proto/README.md
         """

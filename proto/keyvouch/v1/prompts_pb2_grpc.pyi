@@ -59,13 +59,14 @@ class PromptServiceStub:
     """Begins to put a new key in the place of this device's: same TPM, same PIN, same attestation key, of which there is
     a fresh certificate. Nothing but the certifications is done again.
 
-    FAILED_PRECONDITION  tpm_not_prepared (this device was not registered with a TPM that somebody vouches for)
+    FAILED_PRECONDITION  method_disabled, tpm_not_prepared (this device was not registered with a TPM that somebody
+      vouches for)
     """
     CompleteKeyReplacement: _grpc.UnaryUnaryMultiCallable[_prompts_pb2.CompleteKeyReplacementRequest, _prompts_pb2.CompleteKeyReplacementResponse]
     """Completes it. The same answer again gets the same reply.
 
     UNAUTHENTICATED  registration_unknown
-    FAILED_PRECONDITION  registration_expired, registration_consumed, assurance_too_low
+    FAILED_PRECONDITION  registration_expired, registration_consumed, method_disabled, assurance_too_low
     ALREADY_EXISTS  credential_exists
     INVALID_ARGUMENT  the reason of the first check the evidence fails, see proto/README.md
     """
@@ -89,13 +90,14 @@ class PromptServiceAsyncStub(PromptServiceStub):
     """Begins to put a new key in the place of this device's: same TPM, same PIN, same attestation key, of which there is
     a fresh certificate. Nothing but the certifications is done again.
 
-    FAILED_PRECONDITION  tpm_not_prepared (this device was not registered with a TPM that somebody vouches for)
+    FAILED_PRECONDITION  method_disabled, tpm_not_prepared (this device was not registered with a TPM that somebody
+      vouches for)
     """
     CompleteKeyReplacement: _aio.UnaryUnaryMultiCallable[_prompts_pb2.CompleteKeyReplacementRequest, _prompts_pb2.CompleteKeyReplacementResponse]  # type: ignore[assignment]
     """Completes it. The same answer again gets the same reply.
 
     UNAUTHENTICATED  registration_unknown
-    FAILED_PRECONDITION  registration_expired, registration_consumed, assurance_too_low
+    FAILED_PRECONDITION  registration_expired, registration_consumed, method_disabled, assurance_too_low
     ALREADY_EXISTS  credential_exists
     INVALID_ARGUMENT  the reason of the first check the evidence fails, see proto/README.md
     """
@@ -140,7 +142,8 @@ class PromptServiceServicer(metaclass=_abc_1.ABCMeta):
         """Begins to put a new key in the place of this device's: same TPM, same PIN, same attestation key, of which there is
         a fresh certificate. Nothing but the certifications is done again.
 
-        FAILED_PRECONDITION  tpm_not_prepared (this device was not registered with a TPM that somebody vouches for)
+        FAILED_PRECONDITION  method_disabled, tpm_not_prepared (this device was not registered with a TPM that somebody
+          vouches for)
         """
 
     @_abc_1.abstractmethod
@@ -152,7 +155,7 @@ class PromptServiceServicer(metaclass=_abc_1.ABCMeta):
         """Completes it. The same answer again gets the same reply.
 
         UNAUTHENTICATED  registration_unknown
-        FAILED_PRECONDITION  registration_expired, registration_consumed, assurance_too_low
+        FAILED_PRECONDITION  registration_expired, registration_consumed, method_disabled, assurance_too_low
         ALREADY_EXISTS  credential_exists
         INVALID_ARGUMENT  the reason of the first check the evidence fails, see proto/README.md
         """

@@ -75,7 +75,7 @@ class SignInServiceServicer(object):
         An unknown user gets the same kind of answer as a known one.
 
         INVALID_ARGUMENT  field_invalid
-        FAILED_PRECONDITION  method_disabled, assurance_too_low: policy says no, and no device was bothered
+        FAILED_PRECONDITION  method_disabled, assurance_too_low, device_health: policy says no, and no device was bothered
         RESOURCE_EXHAUSTED  throttled (google.rpc.RetryInfo says when)
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -98,7 +98,7 @@ class SignInServiceServicer(object):
 
         FAILED_PRECONDITION  sign_in_pending, sign_in_denied, sign_in_reported, number_mismatch,
         sign_in_expired, sign_in_superseded, sign_in_cancelled, challenge_consumed,
-        policy_changed
+        method_disabled, assurance_too_low, device_health: policy says no, asked once more
         UNAUTHENTICATED      credentials_missing, sign_in_unknown, proof_invalid
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

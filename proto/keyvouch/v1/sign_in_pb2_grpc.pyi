@@ -55,7 +55,7 @@ class SignInServiceStub:
     An unknown user gets the same kind of answer as a known one.
 
     INVALID_ARGUMENT  field_invalid
-    FAILED_PRECONDITION  method_disabled, assurance_too_low: policy says no, and no device was bothered
+    FAILED_PRECONDITION  method_disabled, assurance_too_low, device_health: policy says no, and no device was bothered
     RESOURCE_EXHAUSTED  throttled (google.rpc.RetryInfo says when)
     """
     WatchSignIn: _grpc.UnaryStreamMultiCallable[_sign_in_pb2.WatchSignInRequest, _sign_in_pb2.WatchSignInResponse]
@@ -70,7 +70,7 @@ class SignInServiceStub:
 
     FAILED_PRECONDITION  sign_in_pending, sign_in_denied, sign_in_reported, number_mismatch,
                          sign_in_expired, sign_in_superseded, sign_in_cancelled, challenge_consumed,
-                         policy_changed
+                         method_disabled, assurance_too_low, device_health: policy says no, asked once more
     UNAUTHENTICATED      credentials_missing, sign_in_unknown, proof_invalid
     """
     CancelSignIn: _grpc.UnaryUnaryMultiCallable[_sign_in_pb2.CancelSignInRequest, _sign_in_pb2.CancelSignInResponse]
@@ -97,7 +97,7 @@ class SignInServiceAsyncStub(SignInServiceStub):
     An unknown user gets the same kind of answer as a known one.
 
     INVALID_ARGUMENT  field_invalid
-    FAILED_PRECONDITION  method_disabled, assurance_too_low: policy says no, and no device was bothered
+    FAILED_PRECONDITION  method_disabled, assurance_too_low, device_health: policy says no, and no device was bothered
     RESOURCE_EXHAUSTED  throttled (google.rpc.RetryInfo says when)
     """
     WatchSignIn: _aio.UnaryStreamMultiCallable[_sign_in_pb2.WatchSignInRequest, _sign_in_pb2.WatchSignInResponse]  # type: ignore[assignment]
@@ -112,7 +112,7 @@ class SignInServiceAsyncStub(SignInServiceStub):
 
     FAILED_PRECONDITION  sign_in_pending, sign_in_denied, sign_in_reported, number_mismatch,
                          sign_in_expired, sign_in_superseded, sign_in_cancelled, challenge_consumed,
-                         policy_changed
+                         method_disabled, assurance_too_low, device_health: policy says no, asked once more
     UNAUTHENTICATED      credentials_missing, sign_in_unknown, proof_invalid
     """
     CancelSignIn: _aio.UnaryUnaryMultiCallable[_sign_in_pb2.CancelSignInRequest, _sign_in_pb2.CancelSignInResponse]  # type: ignore[assignment]
@@ -142,7 +142,7 @@ class SignInServiceServicer(metaclass=_abc_1.ABCMeta):
         An unknown user gets the same kind of answer as a known one.
 
         INVALID_ARGUMENT  field_invalid
-        FAILED_PRECONDITION  method_disabled, assurance_too_low: policy says no, and no device was bothered
+        FAILED_PRECONDITION  method_disabled, assurance_too_low, device_health: policy says no, and no device was bothered
         RESOURCE_EXHAUSTED  throttled (google.rpc.RetryInfo says when)
         """
 
@@ -169,7 +169,7 @@ class SignInServiceServicer(metaclass=_abc_1.ABCMeta):
 
         FAILED_PRECONDITION  sign_in_pending, sign_in_denied, sign_in_reported, number_mismatch,
                              sign_in_expired, sign_in_superseded, sign_in_cancelled, challenge_consumed,
-                             policy_changed
+                             method_disabled, assurance_too_low, device_health: policy says no, asked once more
         UNAUTHENTICATED      credentials_missing, sign_in_unknown, proof_invalid
         """
 

@@ -1,19 +1,22 @@
-"""`keyvouch admin device`: list and remove devices; and the table of devices that others show too."""
+"""`keyvouch admin device`: list and remove devices, accept their health; and the table of devices for others too."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from keyvouch.errors import NotFoundError, Reason
 from keyvouch.v1 import administration_pb2, common_pb2
 from keyvouch_client.commands.invocation import Invocation, pages
 from keyvouch_client.commands.messages import document, spoken
-from keyvouch_client.commands.output import Output, table
+from keyvouch_client.commands.output import Output, inert, table
+from keyvouch_client.session import Session
 
-__all__ = ["device_table", "list_devices", "remove"]
+__all__ = ["accept_health", "device_table", "list_devices", "remove"]
 
 
 def device_table(output: Output, devices: Iterable[common_pb2.Device]) -> str:
-    """Devices for people: what holds the key, who proves it, when it was last used."""
+    """Devices for people: what holds the key, who proves it, when it was last used; and how their TPMs fare."""
+    devices = list(devices)
     rows = [
         (
             device.device_id,
@@ -28,20 +31,39 @@ def device_table(output: Output, devices: Iterable[common_pb2.Device]) -> str:
         for device in devices
     ]
     titles = ("device", "name", "key in", "PIN checked by", "proved by", "registered", "last used", "online")
+    shown = [table(titles, rows)]
+    with_tpm = [device for device in devices if device.HasField("tpm")]
+    if with_tpm:
+        shown += ["", _tpm_table(output, with_tpm), *_findings(with_tpm)]
+    return "\n".join(shown)
+
+
+def _tpm_table(output: Output, devices: Iterable[common_pb2.Device]) -> str:
+    rows = [
+        (
+            device.device_id,
+            device.tpm.manufacturer,
+            device.tpm.model,
+            device.tpm.firmware,
+            device.tpm.endorsement_anchor,
+            str(device.tpm.pin_limit),
+            spoken(common_pb2.HealthState.Name(device.tpm.health), "HEALTH_STATE_") or "not told",
+            output.time(device.tpm.reported_at),
+        )
+        for device in devices
+    ]
+    titles = ("device", "TPM by", "model", "firmware", "vouched for by", "PIN tries", "health", "reported")
     return table(titles, rows)
+
+
+def _findings(devices: Iterable[common_pb2.Device]) -> list[str]:
+    return [f"{inert(device.device_id)}  {inert(finding)}" for device in devices for finding in device.tpm.findings]
 
 
 async def list_devices(run: Invocation) -> None:
     """List one user's devices, or everybody's."""
-    found: list[common_pb2.Device] = []
     async with run.session() as session:
-
-        async def fetch(page: common_pb2.PageRequest) -> administration_pb2.ListDevicesResponse:
-            request = administration_pb2.ListDevicesRequest(username=run.arguments.user, page=page)
-            return await session.call(session.connection.administration.ListDevices, request)
-
-        async for page in pages(fetch):
-            found += page.devices
+        found = await _devices(session, run.arguments.user)
     run.output.show({"devices": [document(item) for item in found]}, device_table(run.output, found))
 
 
@@ -51,3 +73,27 @@ async def remove(run: Invocation) -> None:
     async with run.session() as session:
         told = await session.call(session.connection.administration.AdminRemoveDevice, request)
     run.output.show(document(told), f"The device is removed; sessions ended: {told.revoked_sessions}.")
+
+
+async def accept_health(run: Invocation) -> None:
+    """Accept what a device's TPM drifted to, as it is shown: what it reported since is not accepted."""
+    wanted = run.arguments.device
+    async with run.session() as session:
+        found = next((d for d in await _devices(session, "") if d.device_id == wanted), None)
+        if found is None:
+            raise NotFoundError(
+                Reason.DEVICE_UNKNOWN,
+                "There is no such device in your tenant.",
+                fix="`keyvouch admin device list` shows them.",
+            )
+        request = administration_pb2.AcceptDeviceHealthRequest(device_id=wanted, reported_at=found.tpm.reported_at)
+        told = await session.call(session.connection.administration.AcceptDeviceHealth, request)
+    run.output.show(document(told), *_findings([found]), "Accepted: later reports are compared with this one.")
+
+
+async def _devices(session: Session, username: str) -> list[common_pb2.Device]:
+    async def fetch(page: common_pb2.PageRequest) -> administration_pb2.ListDevicesResponse:
+        request = administration_pb2.ListDevicesRequest(username=username, page=page)
+        return await session.call(session.connection.administration.ListDevices, request)
+
+    return [device async for page in pages(fetch) for device in page.devices]

@@ -9,6 +9,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from keyvouch.base64url import encode as base64url
+from keyvouch.v1 import common_pb2
 
 __all__ = ["document", "fields_of", "spoken", "words_of"]
 
@@ -33,8 +34,16 @@ def words_of(field: FieldDescriptor) -> dict[int, str]:
 
 
 def document(message: Message) -> dict[str, object]:
-    """A message as JSON: its field names, enums as lower-case words, bytes as base64url, instants as numbers."""
-    return {field.name: _value(field, getattr(message, field.name)) for field in fields_of(message)}
+    """A message as JSON: its field names, enums as lower-case words, bytes as base64url, instants as numbers.
+
+    What a device without a TPM has of one is null.
+    """
+    return {field.name: _value(field, _present(message, field)) for field in fields_of(message)}
+
+
+def _present(message: Message, field: FieldDescriptor) -> object:
+    absent = field.message_type is common_pb2.TpmDevice.DESCRIPTOR and not message.HasField(field.name)
+    return None if absent else getattr(message, field.name)
 
 
 def _value(field: FieldDescriptor, value: object) -> object:

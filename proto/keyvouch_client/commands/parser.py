@@ -186,6 +186,14 @@ def _add_admin(objects: _Commands, common: _Parser) -> None:
     listing.add_argument("user", nargs="?", default="")
     remove = _leaf(device, common, "remove", "devices:remove", "remove a device with its sessions")
     remove.add_argument("device")
+    accept = _leaf(
+        device,
+        common,
+        "accept-health",
+        "devices:accept_health",
+        "accept what a device's TPM reported as what it is compared with from now on",
+    )
+    accept.add_argument("device")
 
     policy = group("policy", "the rules of your tenant")
     _leaf(policy, common, "show", "policy:show", "show the policy")

@@ -72,7 +72,7 @@ def _settings(message: Message, path: str = "") -> Iterator[tuple[str, str]]:
 
 def _spelled(field: FieldDescriptor, value: object) -> str:
     if field.is_repeated:
-        return ",".join(value) if isinstance(value, Iterable) else ""
+        return ",".join(map(str, value)) if isinstance(value, Iterable) else ""
     if isinstance(value, bool):
         return "true" if value else "false"
     return words_of(field).get(value, str(value)) if isinstance(value, int) else str(value)
@@ -86,8 +86,7 @@ def _assign(policy: Message, name: str, text: str) -> None:
     try:
         value = _parsed(field, text)
         if field.is_repeated:
-            group.ClearField(leaf)
-            getattr(group, leaf).extend(value)
+            getattr(group, leaf)[:] = value
         else:
             setattr(group, leaf, value)
     except (ValueError, KeyError):
@@ -108,7 +107,8 @@ def _group_of(policy: Message, name: str) -> tuple[Message, str]:
 
 def _parsed(field: FieldDescriptor, text: str) -> object:
     if field.is_repeated:
-        return [item.strip() for item in text.split(",") if item.strip()]
+        items = [item.strip() for item in text.split(",") if item.strip()]
+        return items if field.type == FieldDescriptor.TYPE_STRING else [int(item) for item in items]
     if field.enum_type is not None:
         return {word: number for number, word in words_of(field).items()}[text.lower()]
     if field.type == FieldDescriptor.TYPE_BOOL:
@@ -119,6 +119,8 @@ def _parsed(field: FieldDescriptor, text: str) -> object:
 def _advice(field: FieldDescriptor) -> str:
     if field.enum_type is not None:
         return "One of: " + ", ".join(words_of(field).values()) + "."
+    if field.is_repeated:
+        return "Write whole numbers with commas between them."
     return "Write true or false." if field.type == FieldDescriptor.TYPE_BOOL else "Write a whole number."
 
 

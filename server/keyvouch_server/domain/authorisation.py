@@ -30,6 +30,7 @@ class Action(StrEnum):
     DELETE_ACCESS_PASS = "delete_access_pass"
     LIST_ACCESS_PASSES = "list_access_passes"
     REMOVE_DEVICE = "remove_device"
+    ACCEPT_HEALTH = "accept_health"
     READ_POLICY = "read_policy"
     CHANGE_POLICY = "change_policy"
     READ_AUDIT = "read_audit"
@@ -51,6 +52,7 @@ _TABLE: Final[Mapping[Action, Mapping[Role, frozenset[Role]]]] = {
     Action.DELETE_ACCESS_PASS: _MANAGE_AUTHENTICATION,
     Action.LIST_ACCESS_PASSES: {**_MANAGE_AUTHENTICATION, R.GLOBAL_READER: _EVERYONE},
     Action.REMOVE_DEVICE: _MANAGE_AUTHENTICATION,
+    Action.ACCEPT_HEALTH: _MANAGE_AUTHENTICATION,
     Action.READ_POLICY: dict.fromkeys(_ADMINISTRATORS, _EVERYONE),
     Action.CHANGE_POLICY: dict.fromkeys((R.GLOBAL_ADMINISTRATOR, R.AUTHENTICATION_POLICY_ADMINISTRATOR), _EVERYONE),
     Action.READ_AUDIT: dict.fromkeys(_ADMINISTRATORS, _EVERYONE),

@@ -69,7 +69,7 @@ class RegistrationState(StrEnum):
 
 
 class Health(StrEnum):
-    """How a device's TPM fares, by its last report; `use_cases.health` judges."""
+    """How a device's TPM fares, by its last report; `domain.health` judges."""
 
     UNKNOWN = "unknown"
     GOOD = "good"
@@ -146,7 +146,8 @@ class AccessPass:
 @dataclass(frozen=True, slots=True)
 class Registration:
     """A registration ceremony. `answer_hash` is the SHA-256 of the answer that completed it; `tpm` the transcript of
-    what was agreed with the device's TPM (CBOR), empty where there is none.
+    what was agreed with the device's TPM (CBOR), empty where there is none; `replaced_device_id` the device that went
+    when this one came, empty where none did.
     """
 
     id: RegistrationId
@@ -164,6 +165,7 @@ class Registration:
     expires_at: int
     answer_hash: bytes = b""
     tpm: bytes = b""
+    replaced_device_id: DeviceId = NO_DEVICE
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +207,9 @@ class DeviceTpm:
     `endorsement_key_hash` is the TPM's identity: SHA-256 of the endorsement key as SubjectPublicKeyInfo. `transcript`
     is what was verified, byte for byte. `proved_assurance` is what registration proved; the credential's may be lower
     after a report. `anchor`, `manufacturer` and `model` are of the endorsement key certificate, empty without one.
-    `firmware_version` is 16 hexadecimal digits, `clock` (milliseconds) decimal digits, both empty before the first
-    report; `findings` is a JSON list of sentences, `pcr_values` a JSON object of hexadecimal digests by PCR.
+    `firmware_version` is 16 hexadecimal digits, `clock` (milliseconds) decimal digits, both empty where nobody vouches
+    for the TPM; `findings` is a JSON list of sentences, `pcr_values` a JSON object of hexadecimal digests by PCR.
+    `baseline` is what reports are held against, a JSON object (`domain.health`).
     """
 
     device_id: DeviceId
@@ -228,6 +231,7 @@ class DeviceTpm:
     reset_count: int = 0
     restart_count: int = 0
     pcr_values: str = "{}"
+    baseline: str = "{}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,14 @@ does not. Nothing here verifies evidence or looks anything up; what must be know
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from keyvouch.assurance import Assurance, AssuranceRequirement, Verification
 from keyvouch.errors import MalformedError, Reason, RefusedError
+from keyvouch.ids import TenantId, UserId
 from keyvouch.statement import MAX_TEXT
 from keyvouch_server.domain.model import AccessPass
 
@@ -48,10 +49,14 @@ class AccessPassPolicy:
 
 @dataclass(frozen=True, slots=True)
 class RegistrationPolicy:
-    """Registration of devices."""
+    """Registration of devices. `accounts_per_device` counts the users of one TPM, `pin_tries` the wrong PINs in a row
+    that block the key of an account in a TPM.
+    """
 
     required_assurance: str = _GATED
     devices_per_user: int = 10
+    accounts_per_device: int = 1
+    pin_tries: int = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,17 @@ class SessionPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class HealthPolicy:
+    """What devices with a TPM report. `required`: without a report that stands, not older than `max_age_minutes`, such
+    a device approves nothing. `pcrs` are the registers of the SHA-256 bank that are asked for, in ascending order.
+    """
+
+    required: bool = False
+    max_age_minutes: int = 1440
+    pcrs: tuple[int, ...] = (0, 2, 4, 7)
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """The rules of one tenant at one version."""
 
@@ -71,6 +87,7 @@ class Policy:
     access_pass: AccessPassPolicy = field(default_factory=AccessPassPolicy)
     registration: RegistrationPolicy = field(default_factory=RegistrationPolicy)
     session: SessionPolicy = field(default_factory=SessionPolicy)
+    health: HealthPolicy = field(default_factory=HealthPolicy)
 
     def document(self) -> str:
         """JSON text for the store."""
@@ -86,7 +103,12 @@ class Policy:
             access_pass=AccessPassPolicy(**d["access_pass"]),
             registration=RegistrationPolicy(**d["registration"]),
             session=SessionPolicy(**d["session"]),
+            health=_health(d.get("health", {})),
         )
+
+
+def _health(d: dict[str, Any]) -> HealthPolicy:
+    return HealthPolicy(**{**d, "pcrs": tuple(d["pcrs"])}) if d else HealthPolicy()
 
 
 REST_SECONDS = 900
@@ -108,9 +130,15 @@ _RANGES: tuple[tuple[str, str, int, int], ...] = (
     ("access_pass", "default_lifetime_minutes", 10, 43200),
     ("access_pass", "length", 8, 48),
     ("registration", "devices_per_user", 1, 100),
+    ("registration", "accounts_per_device", 1, 20),
+    ("registration", "pin_tries", 2, 10),
     ("session", "access_token_seconds", 60, 3600),
     ("session", "session_seconds", 300, 90 * 86400),
+    ("health", "max_age_minutes", 5, 43200),
 )
+
+_QUOTABLE = frozenset(range(23)) - {16}
+"""PCRs that mean something: any program can reset 16 and 23."""
 
 
 def check_policy(policy: Policy) -> Policy:
@@ -130,6 +158,9 @@ def check_policy(policy: Policy) -> Policy:
             raise _invalid(f"{part}.required_assurance", f"names of anchors that fit in {MAX_TEXT} characters together")
         if AssuranceRequirement.parse(text).verification is Verification.NONE:
             raise _invalid(f"{part}.required_assurance", "a gated key: software_gated or hardware_gated")
+    pcrs = policy.health.pcrs
+    if not pcrs or not _QUOTABLE.issuperset(pcrs) or list(pcrs) != sorted(set(pcrs)):
+        raise _invalid("health.pcrs", "one or several of 0 to 15 and 17 to 22, each once, in ascending order")
     return policy
 
 
@@ -221,3 +252,26 @@ def access_pass_refusal(policy: Policy, found: AccessPass, *, now: int) -> Reaso
 def access_pass_end(found: AccessPass) -> int:
     """The instant a pass ends."""
     return found.start_at + 60 * found.lifetime_minutes
+
+
+def decide_tenant(tenant: TenantId, registered: Iterable[TenantId]) -> None:
+    """PS17: one TPM is registered in one tenant. Raises DEVICE_REGISTERED_ELSEWHERE, which names no other tenant."""
+    if any(other != tenant for other in registered):
+        raise RefusedError(
+            Reason.DEVICE_REGISTERED_ELSEWHERE,
+            "The TPM of this device is registered in another tenant.",
+            fix="Remove it there first: `keyvouch-agent unregister` for each account on this device, or the security "
+            "info of its users, or an administrator of that tenant; then register it here.",
+        )
+
+
+def decide_accounts(policy: Policy, others: Collection[UserId]) -> None:
+    """PS17: as many accounts in one TPM as policy permits; `others` have theirs. Raises DEVICE_ACCOUNTS."""
+    limit = policy.registration.accounts_per_device
+    if len(others) >= limit:
+        raise RefusedError(
+            Reason.DEVICE_ACCOUNTS,
+            f"The TPM of this device holds keys of {len(others)} other accounts, and policy allows {limit} in all.",
+            fix="Unregister an account that is no longer used on this device, or ask an administrator.",
+            metadata={"limit": str(limit)},
+        )

@@ -11,6 +11,7 @@ class Access(Enum):
     """What a caller must show."""
 
     OPEN = "nothing"
+    INTROSPECTION = "an access token of any session, by whoever it was handed to"
     ANY_AUDIENCE = "an access token of any session, whoever it is meant for"
     SESSION = "an access token of any session, meant for this server (audience `keyvouch`)"
     APPROVED_SESSION = "the same, of a session that was approved with a registered device"
@@ -34,6 +35,7 @@ _ADMINISTRATION = (
     "DeleteAccessPass",
     "ListDevices",
     "AdminRemoveDevice",
+    "AcceptDeviceHealth",
     "GetPolicy",
     "UpdatePolicy",
     "ListAuditRecords",
@@ -58,14 +60,18 @@ ACCESS: Final[Mapping[str, Access]] = {
         {
             "RefreshSession": Access.OPEN,
             "GetJwks": Access.OPEN,
-            "IntrospectSession": Access.ANY_AUDIENCE,
+            "IntrospectSession": Access.INTROSPECTION,
             "ListSessions": Access.APPROVED_SESSION,
             "RevokeSession": Access.ANY_AUDIENCE,
         },
     ),
     **_service(
         "keyvouch.v1.EnrolmentService",
-        {"BeginRegistration": Access.SESSION, "CompleteRegistration": Access.REGISTRATION},
+        {
+            "BeginRegistration": Access.SESSION,
+            "PrepareTpm": Access.REGISTRATION,
+            "CompleteRegistration": Access.REGISTRATION,
+        },
     ),
     **_service(
         "keyvouch.v1.SecurityInfoService",
@@ -78,8 +84,14 @@ ACCESS: Final[Mapping[str, Access]] = {
             "StreamPrompts": Access.DEVICE,
             "GetDevice": Access.DEVICE,
             "RenewCertificate": Access.DEVICE,
+            "BeginKeyReplacement": Access.DEVICE,
+            "CompleteKeyReplacement": Access.DEVICE,
             "Unregister": Access.DEVICE,
         },
+    ),
+    **_service(
+        "keyvouch.v1.SameDeviceService",
+        dict.fromkeys(("BeginSignIn", "CompleteSignIn", "RefreshSession"), Access.DEVICE),
     ),
     **_service("grpc.health.v1.Health", _HEALTH),
     **_service("grpc.reflection.v1.ServerReflection", {"ServerReflectionInfo": Access.APPROVED_SESSION}),

@@ -1,4 +1,4 @@
-"""AdministrationService, over `use_cases.administration`, `access_passes` and `devices`."""
+"""AdministrationService, over `use_cases.administration`, `access_passes`, `devices` and `health`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,24 @@ from keyvouch_server.rpc.interceptors import caller_of
 from keyvouch_server.use_cases.access_passes import AccessPasses
 from keyvouch_server.use_cases.administration import Administration
 from keyvouch_server.use_cases.devices import Devices
+from keyvouch_server.use_cases.health import HealthReports
 
 
 class AdministrationServicer(rpc.AdministrationServiceServicer):
     """Serves keyvouch.v1.AdministrationService."""
 
-    def __init__(self, administration: Administration, passes: AccessPasses, devices: Devices, relay: Relay) -> None:
+    def __init__(
+        self,
+        administration: Administration,
+        passes: AccessPasses,
+        devices: Devices,
+        health: HealthReports,
+        relay: Relay,
+    ) -> None:
         self._administration = administration
         self._passes = passes
         self._devices = devices
+        self._health = health
         self._relay = relay
 
     async def CreateTenant(self, request: pb.CreateTenantRequest, context: Any) -> pb.CreateTenantResponse:
@@ -103,6 +112,15 @@ class AdministrationServicer(rpc.AdministrationServiceServicer):
         """See administration.proto."""
         ended = await self._devices.remove_as_administrator(caller_of(), request.device_id)
         return pb.AdminRemoveDeviceResponse(revoked_sessions=ended)
+
+    async def AcceptDeviceHealth(
+        self, request: pb.AcceptDeviceHealthRequest, context: Any
+    ) -> pb.AcceptDeviceHealthResponse:
+        """See administration.proto."""
+        accepted = await self._health.accept(caller_of(), request.device_id, request.reported_at)
+        view = await self._devices.view(accepted.device_id)
+        connected = self._relay.is_connected(accepted.device_id)
+        return pb.AcceptDeviceHealthResponse(device=convert.device(view, connected=connected))
 
     async def GetPolicy(self, request: pb.GetPolicyRequest, context: Any) -> pb.GetPolicyResponse:
         """See administration.proto."""

@@ -8,12 +8,31 @@ from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 from keyvouch.assurance import Assurance, AssuranceRequirement, Protection, Provenance, RequiredProtection, Verification
+from keyvouch.attestation.tpm_firmware import firmware_text
+from keyvouch.attestation.tpm_vendors import find_vendor
 from keyvouch.errors import Reason
 from keyvouch.v1 import administration_pb2 as admin
 from keyvouch.v1 import common_pb2 as pb
-from keyvouch_server.domain.model import AuditRecord, ProviderKind, Role, Session, SignInState, Tenant, User
+from keyvouch_server.domain.model import (
+    AuditRecord,
+    DeviceTpm,
+    Health,
+    ProviderKind,
+    Role,
+    Session,
+    SignInState,
+    Tenant,
+    User,
+)
 from keyvouch_server.domain.names import invalid_field
-from keyvouch_server.domain.policy import AccessPassPolicy, ApprovalPolicy, Policy, RegistrationPolicy, SessionPolicy
+from keyvouch_server.domain.policy import (
+    AccessPassPolicy,
+    ApprovalPolicy,
+    HealthPolicy,
+    Policy,
+    RegistrationPolicy,
+    SessionPolicy,
+)
 from keyvouch_server.use_cases.access_passes import ViewedPass
 from keyvouch_server.use_cases.devices import DeviceView
 from keyvouch_server.use_cases.sessions import IssuedSession
@@ -25,6 +44,12 @@ LARGEST_PAGE: Final = 200
 
 _STATE: Final = {s: pb.SignInState.Value(f"SIGN_IN_STATE_{s.name}") for s in SignInState}
 _PROVIDER: Final = {p: pb.ProviderKind.Value(f"PROVIDER_KIND_{p.name}") for p in ProviderKind}
+_HEALTH: Final = {
+    Health.UNKNOWN: pb.HEALTH_STATE_UNSPECIFIED,
+    Health.GOOD: pb.HEALTH_STATE_GOOD,
+    Health.DRIFTED: pb.HEALTH_STATE_DRIFTED,
+    Health.FAILED: pb.HEALTH_STATE_FAILED,
+}
 _ROLE: Final = {r: admin.Role.Value(f"ROLE_{r.name}") for r in Role}
 _PROTECTION: Final = {p: pb.Protection.Value(f"PROTECTION_{p.name}") for p in Protection}
 _VERIFICATION: Final = {v: pb.Verification.Value(f"VERIFICATION_{v.name}") for v in Verification}
@@ -140,6 +165,33 @@ def device(view: DeviceView, *, connected: bool) -> pb.Device:
         registered_at=view.device.registered_at,
         last_used_at=view.device.last_used_at,
         connected=connected,
+        tpm=tpm(view.tpm) if view.tpm else None,
+    )
+
+
+def health(value: Health) -> Any:
+    """A health state on the wire."""
+    return _HEALTH[value]
+
+
+def tpm(row: DeviceTpm) -> pb.TpmDevice:
+    """A device's TPM: its maker by name where that is registered."""
+    vendor = find_vendor(row.manufacturer)
+    version = int(row.firmware_version or "0", 16)
+    return pb.TpmDevice(
+        endorsement_anchor=row.anchor,
+        manufacturer=vendor.name if vendor else row.manufacturer,
+        model=row.model,
+        firmware=firmware_text(row.manufacturer, version) if version else "",
+        endorsement_key_hash=row.endorsement_key_hash,
+        pin_limit=row.pin_limit,
+        channel_key_in_tpm=row.channel_key_in_tpm,
+        health=health(row.health),
+        reported_at=row.reported_at,
+        findings=json.loads(row.findings),
+        clock=int(row.clock or "0"),
+        reset_count=row.reset_count,
+        restart_count=row.restart_count,
     )
 
 
@@ -213,16 +265,21 @@ def policy(p: Policy) -> admin.Policy:
         registration=admin.RegistrationPolicy(
             required_assurance=requirement(p.registration.required_assurance),
             devices_per_user=p.registration.devices_per_user,
+            accounts_per_device=p.registration.accounts_per_device,
+            pin_tries=p.registration.pin_tries,
         ),
         session=admin.SessionPolicy(
             access_token_seconds=p.session.access_token_seconds, session_seconds=p.session.session_seconds
+        ),
+        health=admin.HealthPolicy(
+            required=p.health.required, max_age_minutes=p.health.max_age_minutes, pcrs=p.health.pcrs
         ),
     )
 
 
 def policy_from(m: admin.Policy) -> Policy:
     """A whole policy from the wire: every part must be there, for a missing one would switch something off."""
-    for part in ("approval", "access_pass", "registration", "session"):
+    for part in ("approval", "access_pass", "registration", "session", "health"):
         if not m.HasField(part):
             raise invalid_field(f"policy.{part}", "the whole part; read the present policy and change it")
     return Policy(
@@ -246,9 +303,16 @@ def policy_from(m: admin.Policy) -> Policy:
         registration=RegistrationPolicy(
             required_assurance=requirement_from(m.registration.required_assurance, "registration.required_assurance"),
             devices_per_user=m.registration.devices_per_user,
+            accounts_per_device=m.registration.accounts_per_device,
+            pin_tries=m.registration.pin_tries,
         ),
         session=SessionPolicy(
             access_token_seconds=m.session.access_token_seconds, session_seconds=m.session.session_seconds
+        ),
+        health=HealthPolicy(
+            required=m.health.required,
+            max_age_minutes=m.health.max_age_minutes,
+            pcrs=tuple(sorted(m.health.pcrs)),
         ),
     )
 

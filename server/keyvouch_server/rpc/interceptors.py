@@ -6,7 +6,9 @@ Each handler is wrapped once and kept. The credential it found is in `caller_of`
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Final
@@ -20,7 +22,7 @@ from keyvouch_server.device_authority import identify
 from keyvouch_server.domain.model import Device, SessionKind
 from keyvouch_server.rpc.access import ACCESS, Access
 from keyvouch_server.rpc.status import abort
-from keyvouch_server.use_cases.sessions import check_own_audience
+from keyvouch_server.use_cases.sessions import certificate_required, check_own_audience
 from keyvouch_server.use_cases.world import Caller
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -35,6 +37,7 @@ UNARY_SECONDS: Final = 30
 _log = logging.getLogger("keyvouch.rpc")
 _CALLER: ContextVar[Caller] = ContextVar("caller")
 _DEVICE: ContextVar[Device] = ContextVar("device")
+_CERTIFICATE: ContextVar[bytes] = ContextVar("certificate")
 _TOKEN: ContextVar[str] = ContextVar("token")
 
 
@@ -46,6 +49,11 @@ def caller_of() -> Caller:
 def device_of() -> Device:
     """The device behind the call being served (Access.DEVICE)."""
     return _DEVICE.get()
+
+
+def certificate_of() -> bytes:
+    """SHA-256 of the DER certificate of the connection the call came over, 32 bytes (Access.DEVICE)."""
+    return _CERTIFICATE.get()
 
 
 def token_of() -> str:
@@ -143,7 +151,7 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
             return
         if access is Access.DEVICE:
             _DEVICE.set(await self._device(context))
-        elif access in (Access.ANY_AUDIENCE, Access.SESSION, Access.APPROVED_SESSION):
+        elif access in (Access.INTROSPECTION, Access.ANY_AUDIENCE, Access.SESSION, Access.APPROVED_SESSION):
             await self._admit_caller(access, context)
         elif access is Access.SIGN_IN:
             _TOKEN.set(_credential(context, "SignIn"))
@@ -158,6 +166,10 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         except (MalformedError, EvidenceError) as error:
             raise UnauthenticatedError(error.reason, error.message, fix=error.fix) from error
         _CALLER.set(caller)
+        if access is Access.INTROSPECTION:
+            return
+        if caller.session.certificate_bound:
+            raise certificate_required()
         if access is not Access.ANY_AUDIENCE:
             check_own_audience(caller.session)
         if access is Access.APPROVED_SESSION and caller.session.kind is not SessionKind.APPROVAL:
@@ -175,7 +187,9 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
                 "This listener serves registered devices only.",
                 fix="Connect with the device's certificate.",
             )
-        who = identify(next(iter(certificates)))
+        pem = bytes(next(iter(certificates)))
+        who = identify(pem)
+        _CERTIFICATE.set(hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.decode("ascii"))).digest())
         return await self._connect(who.device_id, who.tenant_id, who.channel_key)
 
 

@@ -18,6 +18,8 @@ from keyvouch.v1 import (
     enrolment_pb2_grpc,
     prompts_pb2,
     prompts_pb2_grpc,
+    same_device_pb2,
+    same_device_pb2_grpc,
     security_info_pb2,
     security_info_pb2_grpc,
     sessions_pb2,
@@ -28,9 +30,13 @@ from keyvouch.v1 import (
 from keyvouch_server.ports import CertificateSource, KeyPair
 from keyvouch_server.rpc.interceptors import Gatekeeper
 
+PUBLIC_BYTES: Final = 64 * 1024
+"""Largest message that anybody may send."""
+DEVICE_BYTES: Final = 256 * 1024
+"""Largest message that a registered device may send: a health report has the firmware's log of the boot."""
+
 OPTIONS: Final = (
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", 64 * 1024),
     ("grpc.max_metadata_size", 8 * 1024),
     ("grpc.absolute_max_metadata_size", 16 * 1024),
     ("grpc.max_concurrent_streams", 1000),
@@ -54,6 +60,7 @@ class Servicers:
     security_info: security_info_pb2_grpc.SecurityInfoServiceServicer
     administration: administration_pb2_grpc.AdministrationServiceServicer
     prompts: prompts_pb2_grpc.PromptServiceServicer
+    same_device: same_device_pb2_grpc.SameDeviceServiceServicer
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,7 @@ async def listen_public(
     servicers: Servicers, gatekeeper: Gatekeeper, address: str, certificate: CertificateSource | None
 ) -> Listening:
     """Clients and enrolment: TLS, no client certificate; plaintext when there is no certificate."""
-    server = grpc.aio.server(interceptors=(gatekeeper,), options=OPTIONS)
+    server = _server(gatekeeper, PUBLIC_BYTES)
     sign_in_pb2_grpc.add_SignInServiceServicer_to_server(servicers.sign_in, server)
     sessions_pb2_grpc.add_SessionServiceServicer_to_server(servicers.sessions, server)
     enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(servicers.enrolment, server)
@@ -97,10 +104,20 @@ async def listen_devices(
     servicers: Servicers, gatekeeper: Gatekeeper, address: str, certificate: CertificateSource, *, root: bytes
 ) -> Listening:
     """Enrolled agents: mutual TLS under the server's own authority."""
-    server = grpc.aio.server(interceptors=(gatekeeper,), options=OPTIONS)
+    server = _server(gatekeeper, DEVICE_BYTES)
     prompts_pb2_grpc.add_PromptServiceServicer_to_server(servicers.prompts, server)
-    await _add_common(server, [prompts_pb2.DESCRIPTOR.services_by_name["PromptService"].full_name])
+    same_device_pb2_grpc.add_SameDeviceServiceServicer_to_server(servicers.same_device, server)
+    names = [
+        prompts_pb2.DESCRIPTOR.services_by_name["PromptService"].full_name,
+        same_device_pb2.DESCRIPTOR.services_by_name["SameDeviceService"].full_name,
+    ]
+    await _add_common(server, names)
     return await _start(server, address, _tls(certificate, root=root))
+
+
+def _server(gatekeeper: Gatekeeper, most_bytes: int) -> grpc.aio.Server:
+    limit = ("grpc.max_receive_message_length", most_bytes)
+    return grpc.aio.server(interceptors=(gatekeeper,), options=(limit, *OPTIONS))
 
 
 def _tls(certificate: CertificateSource, *, root: bytes | None = None) -> grpc.ServerCredentials:

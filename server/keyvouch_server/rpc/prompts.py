@@ -1,4 +1,4 @@
-"""PromptService: the device listener, over `use_cases.decisions` and `use_cases.devices`."""
+"""PromptService: the device listener, over `use_cases.decisions`, `devices`, `health` and `key_replacement`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from keyvouch_server.relay import (
     DeviceEvent,
     DeviceRemoved,
     FellBehind,
+    HealthJudged,
     Mailbox,
     OutcomeReady,
     PromptArrived,
@@ -24,9 +25,13 @@ from keyvouch_server.relay import (
     StreamClosed,
 )
 from keyvouch_server.rpc import convert
+from keyvouch_server.rpc.enrolment import certification
 from keyvouch_server.rpc.interceptors import device_of
 from keyvouch_server.use_cases.decisions import Answer, Answered, Assertion, Decisions
 from keyvouch_server.use_cases.devices import Devices, removed
+from keyvouch_server.use_cases.health import HealthQuestion, HealthReport, HealthReports, HealthVerdict
+from keyvouch_server.use_cases.key_replacement import KeyReplacements, ReplacementAnswer
+from keyvouch_server.use_cases.registration import ALGORITHMS
 from keyvouch_server.use_cases.world import World
 
 HELLO_SECONDS: Final = 10
@@ -36,10 +41,20 @@ HELLO_SECONDS: Final = 10
 class PromptServicer(rpc.PromptServiceServicer):
     """Serves keyvouch.v1.PromptService."""
 
-    def __init__(self, world: World, decisions: Decisions, devices: Devices, relay: Relay) -> None:
+    def __init__(
+        self,
+        world: World,
+        decisions: Decisions,
+        devices: Devices,
+        health: HealthReports,
+        replacements: KeyReplacements,
+        relay: Relay,
+    ) -> None:
         self._world = world
         self._decisions = decisions
         self._devices = devices
+        self._health = health
+        self._replacements = replacements
         self._relay = relay
 
     async def StreamPrompts(
@@ -50,11 +65,11 @@ class PromptServicer(rpc.PromptServiceServicer):
         await _hello(request_iterator)
         with self._relay.device(device.id) as mailbox:
             await self._devices.view(device.id)  # it may have been removed while it was saying hello
-            welcome = pb.Welcome(server_version=__version__, server_time=self._world.clock.now())
-            yield pb.StreamPromptsResponse(welcome=welcome)
+            question = await self._health.question(device)
+            yield pb.StreamPromptsResponse(welcome=_welcome(self._world.clock.now(), question))
             for prompt, digits in await self._decisions.open_prompts(device.id):
                 yield _message(PromptArrived(prompt, digits))
-            reader = asyncio.create_task(self._read(device, request_iterator, mailbox))
+            reader = asyncio.create_task(self._read(device, question, request_iterator, mailbox))
             try:
                 while not isinstance(event := await mailbox.take(), StreamClosed):
                     yield _message(event)
@@ -62,15 +77,24 @@ class PromptServicer(rpc.PromptServiceServicer):
             finally:
                 reader.cancel()
 
-    async def _read(self, device: Device, requests: AsyncIterator[pb.StreamPromptsRequest], mailbox: Mailbox) -> None:
+    async def _read(
+        self,
+        device: Device,
+        question: HealthQuestion | None,
+        requests: AsyncIterator[pb.StreamPromptsRequest],
+        mailbox: Mailbox,
+    ) -> None:
         try:
             async for request in requests:
-                if request.WhichOneof("event") != "answer":
-                    raise MalformedError(
-                        Reason.FIELD_INVALID, "After its hello, a device sends answers.", fix="Update the agent."
-                    )
-                answered = await self._decisions.answer(device, _answer(request.answer))
-                mailbox.put(OutcomeReady(request.answer.prompt_id, answered))
+                match request.WhichOneof("event"):
+                    case "answer":
+                        answered = await self._decisions.answer(device, answer_of(request.answer))
+                        mailbox.put(OutcomeReady(request.answer.prompt_id, answered))
+                    case "health" if question is not None:
+                        verdict = await self._health.report(device, question, _report(request.health))
+                        mailbox.put(HealthJudged(verdict))
+                    case _:
+                        raise _unexpected()
         finally:
             mailbox.put(StreamClosed())
 
@@ -87,6 +111,35 @@ class PromptServicer(rpc.PromptServiceServicer):
         """See prompts.proto."""
         return pb.RenewCertificateResponse(certificate_chain=await self._devices.renew(device_of()))
 
+    async def BeginKeyReplacement(
+        self, request: pb.BeginKeyReplacementRequest, context: Any
+    ) -> pb.BeginKeyReplacementResponse:
+        """See prompts.proto."""
+        begun = await self._replacements.begin(device_of())
+        return pb.BeginKeyReplacementResponse(
+            registration_id=begun.replacement.id,
+            statement=begun.replacement.statement,
+            rp_id=self._world.facts.rp_id,
+            user_handle=begun.user.user_handle,
+            username=begun.user.username,
+            algorithms=[int(a) for a in ALGORITHMS],
+            expires_at=begun.replacement.expires_at,
+            attestation_certificate=begun.replacement.certificate,
+        )
+
+    async def CompleteKeyReplacement(
+        self, request: pb.CompleteKeyReplacementRequest, context: Any
+    ) -> pb.CompleteKeyReplacementResponse:
+        """See prompts.proto."""
+        device = device_of()
+        answer = ReplacementAnswer(
+            request.client_data_json, request.attestation_object, certification(request.pin_index)
+        )
+        await self._replacements.complete(device, request.registration_id, answer)
+        view = await self._devices.view(device.id)
+        connected = self._relay.is_connected(device.id)
+        return pb.CompleteKeyReplacementResponse(device=convert.device(view, connected=connected))
+
     async def Unregister(self, request: pb.UnregisterRequest, context: Any) -> pb.UnregisterResponse:
         """See prompts.proto."""
         return pb.UnregisterResponse(revoked_sessions=await self._devices.unregister(device_of()))
@@ -102,7 +155,33 @@ async def _hello(requests: AsyncIterator[pb.StreamPromptsRequest]) -> None:
         raise MalformedError(Reason.MISSING_FIELD, "A device says hello first.", fix="Update the agent.")
 
 
-def _answer(answer: pb.Answer) -> Answer:
+def _unexpected() -> MalformedError:
+    return MalformedError(
+        Reason.FIELD_INVALID,
+        "After its hello, a device sends answers, and its health where it was asked for.",
+        fix="Update the agent.",
+    )
+
+
+def _welcome(now: int, question: HealthQuestion | None) -> pb.Welcome:
+    welcome = pb.Welcome(server_version=__version__, server_time=now)
+    if question is not None:
+        welcome.health_nonce = question.nonce
+        welcome.health_pcrs.extend(question.pcrs)
+    return welcome
+
+
+def _report(report: pb.HealthReport) -> HealthReport:
+    return HealthReport(
+        quote=certification(report.quote),
+        pcr_values=dict(report.pcr_values),
+        event_log=report.event_log,
+        trouble=report.trouble,
+    )
+
+
+def answer_of(answer: pb.Answer) -> Answer:
+    """A decision as it came; nothing of it is looked at here."""
     if answer.WhichOneof("evidence") != "assertion":
         return Answer(answer.prompt_id, answer.statement, answer.channel_signature)
     a = answer.assertion
@@ -122,6 +201,8 @@ def _message(event: DeviceEvent) -> pb.StreamPromptsResponse:
             return pb.StreamPromptsResponse(withdrawn=pb.Withdrawn(prompt_id=prompt_id, state=convert.state(state)))
         case OutcomeReady(prompt_id, answered):
             return pb.StreamPromptsResponse(outcome=_outcome(prompt_id, answered))
+        case HealthJudged(verdict):
+            return pb.StreamPromptsResponse(health=_verdict(verdict))
         case DeviceRemoved():
             raise removed()
         case ServerStopping():
@@ -134,6 +215,14 @@ def _message(event: DeviceEvent) -> pb.StreamPromptsResponse:
             )
         case _:
             assert_never(event)
+
+
+def _verdict(verdict: HealthVerdict) -> pb.HealthVerdict:
+    return pb.HealthVerdict(
+        state=convert.health(verdict.state),
+        findings=verdict.findings,
+        assurance=convert.assurance(verdict.assurance),
+    )
 
 
 def _outcome(prompt_id: str, answered: Answered) -> pb.Outcome:

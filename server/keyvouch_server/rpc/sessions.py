@@ -1,11 +1,9 @@
-"""SessionService and EnrolmentService and SecurityInfoService: a person's own sessions, methods and devices."""
+"""SessionService and SecurityInfoService: a person's own sessions, methods and devices."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from keyvouch.v1 import enrolment_pb2 as enrolment
-from keyvouch.v1 import enrolment_pb2_grpc as enrolment_rpc
 from keyvouch.v1 import security_info_pb2 as info
 from keyvouch.v1 import security_info_pb2_grpc as info_rpc
 from keyvouch.v1 import sessions_pb2 as pb
@@ -13,9 +11,8 @@ from keyvouch.v1 import sessions_pb2_grpc as rpc
 from keyvouch_server.keyring import Keyring
 from keyvouch_server.relay import Relay
 from keyvouch_server.rpc import convert
-from keyvouch_server.rpc.interceptors import caller_of, token_of
-from keyvouch_server.use_cases.devices import Devices, DeviceView
-from keyvouch_server.use_cases.registration import ALGORITHMS, RegistrationAnswer, Registrations
+from keyvouch_server.rpc.interceptors import caller_of
+from keyvouch_server.use_cases.devices import Devices
 from keyvouch_server.use_cases.sessions import Sessions
 from keyvouch_server.use_cases.world import ServerFacts
 
@@ -60,50 +57,6 @@ class SessionServicer(rpc.SessionServiceServicer):
     async def GetJwks(self, request: pb.GetJwksRequest, context: Any) -> pb.GetJwksResponse:
         """See sessions.proto."""
         return pb.GetJwksResponse(jwks=self._keyring.jwks, server_id=self._facts.server_id, issuer=self._facts.issuer)
-
-
-class EnrolmentServicer(enrolment_rpc.EnrolmentServiceServicer):
-    """Serves keyvouch.v1.EnrolmentService."""
-
-    def __init__(self, registrations: Registrations, facts: ServerFacts) -> None:
-        self._registrations = registrations
-        self._facts = facts
-
-    async def BeginRegistration(
-        self, request: enrolment.BeginRegistrationRequest, context: Any
-    ) -> enrolment.BeginRegistrationResponse:
-        """See enrolment.proto."""
-        begun = await self._registrations.begin(
-            caller_of(),
-            channel_key=request.channel_public_key,
-            display_name=request.display_name,
-            provider=convert.provider(request.provider),
-        )
-        return enrolment.BeginRegistrationResponse(
-            registration_id=begun.registration.id,
-            registration_token=begun.token,
-            statement=begun.registration.statement,
-            rp_id=self._facts.rp_id,
-            user_handle=begun.user.user_handle,
-            username=begun.user.username,
-            algorithms=[int(a) for a in ALGORITHMS],
-            expires_at=begun.registration.expires_at,
-            required_assurance=convert.requirement(begun.policy.registration.required_assurance),
-        )
-
-    async def CompleteRegistration(
-        self, request: enrolment.CompleteRegistrationRequest, context: Any
-    ) -> enrolment.CompleteRegistrationResponse:
-        """See enrolment.proto."""
-        answer = RegistrationAnswer(request.client_data_json, request.attestation_object, request.channel_proof)
-        done = await self._registrations.complete(token_of(), answer)
-        view = DeviceView(done.device, done.credential, done.user, done.tenant)
-        return enrolment.CompleteRegistrationResponse(
-            device=convert.device(view, connected=False),
-            certificate_chain=done.certificate_chain,
-            device_endpoint=self._facts.device_endpoint,
-            tenant_name=done.tenant.name,
-        )
 
 
 class SecurityInfoServicer(info_rpc.SecurityInfoServiceServicer):

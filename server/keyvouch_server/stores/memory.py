@@ -54,6 +54,8 @@ _RULES: Final[Mapping[type[Any], _Rules]] = {
     model.Registration: _Rules((("id",), ("device_id",), ("token_hash",)), _USER),
     model.Device: _Rules((("id",), ("channel_key",)), _USER),
     model.Credential: _Rules((("id",),), {**_USER, "device_id": model.Device}, frozenset({"device_id"})),
+    model.DeviceTpm: _Rules((("device_id",),), {**_USER, "device_id": model.Device}, frozenset({"device_id"})),
+    model.KeyReplacement: _Rules((("id",),), {**_TENANT, "device_id": model.Device}, frozenset({"device_id"})),
     model.SignIn: _Rules((("id",),), {}),
     model.Prompt: _Rules((("id",),), {"sign_in_id": model.SignIn}, frozenset({"sign_in_id"})),
     model.Session: _Rules((("id",),), _USER),

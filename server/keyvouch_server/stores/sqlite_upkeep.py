@@ -35,6 +35,22 @@ _INVARIANTS: Final = {
     "a credential that belongs to another user than its device": """
         SELECT hex(credential.id) FROM credential JOIN device ON device.id = credential.device_id
         WHERE credential.user_id <> device.user_id OR credential.tenant_id <> device.tenant_id""",
+    "a TPM that belongs to another user than its device": """
+        SELECT device_id FROM device_tpm JOIN device ON device.id = device_id
+        WHERE device_tpm.user_id <> device.user_id OR device_tpm.tenant_id <> device.tenant_id""",
+    "a TPM that is registered in more than one tenant": """
+        SELECT hex(endorsement_key_hash) FROM device_tpm
+        GROUP BY endorsement_key_hash HAVING count(DISTINCT tenant_id) > 1""",
+    "a user with more than one device in one TPM": """
+        SELECT user_id FROM device_tpm GROUP BY user_id, endorsement_key_hash HAVING count(*) > 1""",
+    "a TPM without the transcript of its registration": """
+        SELECT device_id FROM device_tpm JOIN registration USING (device_id) WHERE transcript <> registration.tpm""",
+    "a key that counts for more than its TPM proved": """
+        SELECT hex(credential.id) FROM credential JOIN device_tpm USING (device_id)
+        WHERE (health = 'failed') = (assurance = proved_assurance)""",
+    "a key replacement in another tenant than its device": """
+        SELECT key_replacement.id FROM key_replacement JOIN device ON device.id = device_id
+        WHERE key_replacement.tenant_id <> device.tenant_id""",
     "a user with more than one access pass": """
         SELECT user_id FROM access_pass GROUP BY user_id HAVING count(*) > 1""",
     "a session without an audit record of its opening": """

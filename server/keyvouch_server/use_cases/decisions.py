@@ -84,24 +84,27 @@ class Decisions:
             lambda tx: tx.find(Prompt, {"device_id": device, "expires_at": Above(now)}, order="created_at")
         )
         rows = [await self._sign_in_of(p) for p in prompts]
-        return [(p, len(s.number)) for p, s in zip(prompts, rows, strict=True) if s and s.state is SignInState.PENDING]
+        waiting = [(p, s) for p, s in zip(prompts, rows, strict=True) if s and s.state is SignInState.PENDING]
+        return [(p, len(s.number)) for p, s in waiting if not s.same_device]
 
     async def _sign_in_of(self, prompt: Prompt) -> SignIn | None:
         return await self._world.store.read(lambda tx: tx.get(SignIn, id=prompt.sign_in_id))
 
-    async def answer(self, device: Device, answer: Answer) -> Answered:
+    async def answer(self, device: Device, answer: Answer, *, same_device: bool = False) -> Answered:
         """Take a device's signed decision, all of it in one transaction.
 
-        1. find prompt and sign-in: they must be this device's; 2. the row must be open; 3. the statement must
-        carry the very offer that was sent; 4. verify the signature: assertion for an approval, channel key for
-        a denial or report; 5. compare the number: a miss ends the request; 6. one conditional update with the
-        sign counter, last use and audit record.
+        1. find prompt and sign-in: they must be this device's, and on its stream only those that came there, in a
+        same-device sign-in only that; 2. the row must be open; 3. the statement must carry the very offer that was
+        sent; 4. verify the signature: assertion for an approval, channel key for a denial or report; 5. compare the
+        number: a miss ends the request; 6. one conditional update with the sign counter, last use and audit record.
 
         Never raises for a bad answer: the outcome says what happened, and a bad answer changes nothing but the
         audit log (a wrong number under a good signature ends the request).
         """
         try:
-            answered, decided = await self._world.store.write(lambda tx: self._answer(tx, device, answer))
+            answered, decided = await self._world.store.write(
+                lambda tx: self._answer(tx, device, answer, same_device=same_device)
+            )
         except _CounterMovedError as undone:  # and its audit record with it
             offered, refusal = undone.offered, undone.refusal
             await self._world.store.write(lambda tx: self._audit_refusal(tx, device, offered.sign_in, refusal))
@@ -112,10 +115,10 @@ class Decisions:
         return answered
 
     async def _answer(
-        self, tx: Transaction, device: Device, answer: Answer
+        self, tx: Transaction, device: Device, answer: Answer, *, same_device: bool
     ) -> tuple[Answered, tuple[SignIn, list[Prompt]] | None]:
         offered = await self._find_prompt(tx, device, answer.prompt_id)
-        if offered is None:
+        if offered is None or offered.sign_in.same_device is not same_device:
             refusal = unknown_sign_in()
             await self._audit_refusal(tx, device, None, refusal)
             return Answered(SignInState.EXPIRED, refusal), None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from keyvouch.errors import KeyvouchError, Reason, UnauthenticatedError
 from keyvouch.ids import DeviceId, UserId
 from keyvouch_server.domain.authorisation import Action, authorise
-from keyvouch_server.domain.model import Credential, Device, SignIn, SignInState, Tenant, User
+from keyvouch_server.domain.model import Credential, Device, DeviceTpm, SignIn, SignInState, Tenant, User
 from keyvouch_server.domain.names import name_key
 from keyvouch_server.ports import Above, Snapshot, Transaction
 from keyvouch_server.use_cases.sessions import Sessions
@@ -17,12 +17,13 @@ from keyvouch_server.use_cases.world import Caller, World, settled, unknown_devi
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """A device with its credential, its user and its tenant."""
+    """A device with its credential, its user and its tenant, and what is known of its TPM if it has one."""
 
     device: Device
     credential: Credential
     user: User
     tenant: Tenant
+    tpm: DeviceTpm | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,8 @@ class Devices:
         credentials = await tx.find(Credential, {"device_id": device.id})
         user = await tx.get(User, id=device.user_id)
         tenant = await tx.get(Tenant, id=device.tenant_id)
-        return DeviceView(device, credentials[0], user, tenant) if credentials and user and tenant else None
+        tpm = await tx.get(DeviceTpm, device_id=device.id)
+        return DeviceView(device, credentials[0], user, tenant, tpm) if credentials and user and tenant else None
 
     async def tenant_name(self, caller: Caller) -> str:
         """The name of the caller's tenant."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from keyvouch.errors import KeyvouchError
 from keyvouch.ids import SignInId
@@ -13,6 +14,7 @@ from keyvouch_server.domain.model import Session, SignIn, SignInState, User
 from keyvouch_server.domain.policy import Policy, decide_approval_enabled, decide_assurance
 from keyvouch_server.domain.sign_in import OPEN, TRANSITIONS, Event, why_not
 from keyvouch_server.ports import Above, OneOf, Transaction
+from keyvouch_server.use_cases.health import approved_assurance, check_health
 from keyvouch_server.use_cases.sessions import IssuedSession, Sessions
 from keyvouch_server.use_cases.world import World, settled, sha256, unknown_sign_in
 
@@ -30,25 +32,27 @@ class Redemptions:
         """Turn an approval into a session for whoever holds the token and the proof key."""
         return await self._issue(lambda tx: self._redeem(tx, SignInId(sign_in_id), token, proof))
 
-    async def consume(self, sign_in_id: SignInId) -> IssuedSession:
-        """The same, for a caller whose proof key has been verified already.
+    async def consume(self, sign_in_id: SignInId, *, certificate: bytes = b"") -> IssuedSession:
+        """The same, for a caller whose proof key has been verified already; `certificate` as in `Sessions.issue`.
 
         1. policy again, on what was proved (KI1, P19); 2. `approved -> consumed`, session and audit in one
         transaction; 3. tokens. Repeated before the sign-in's expiry it gives the same session again: the
         tokens are derived, the row decides, and there is never a second session.
         """
-        return await self._issue(lambda tx: self._find_and_consume(tx, sign_in_id))
+        return await self._issue(lambda tx: self._find_and_consume(tx, sign_in_id), certificate)
 
-    async def _issue(self, work: Callable[[Transaction], Awaitable[_Consumed | KeyvouchError]]) -> IssuedSession:
+    async def _issue(
+        self, work: Callable[[Transaction], Awaitable[_Consumed | KeyvouchError]], certificate: bytes = b""
+    ) -> IssuedSession:
         row, session, user, policy = settled(await self._world.store.write(work))
         self._world.announcer.sign_in(row, ())
-        return self._sessions.issue(session, user, policy)
+        return self._sessions.issue(session, user, policy, certificate=certificate)
 
     async def _redeem(
         self, tx: Transaction, sign_in_id: SignInId, token: str, proof: bytes
     ) -> _Consumed | KeyvouchError:
         row = await tx.get(SignIn, id=sign_in_id)
-        if row is None or not hmac.compare_digest(row.token_hash, sha256(token)):
+        if row is None or row.same_device or not hmac.compare_digest(row.token_hash, sha256(token)):
             return unknown_sign_in()
         statement = redeem_statement(self._world.facts.server_id, sign_in_id, token)
         verify_proof(load_proof_key(row.proof_key), Purpose.REDEEM, statement, signature=proof)
@@ -68,7 +72,9 @@ class Redemptions:
             return await self._repeat(tx, row, user, policy)
         try:
             if row.state is SignInState.APPROVED:
+                row = replace(row, assurance=await approved_assurance(tx, row))
                 decide_approval_enabled(policy)
+                await check_health(tx, row.device_id, policy, now=now)
                 decide_assurance(row.assurance, policy.approval.required_assurance)
         except KeyvouchError as refusal:
             await self._audit_consumption(tx, row, refusal.reason.value)

@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
 
-from keyvouch.attestation import (
-    AttestationRequirement,
-    VerifiedRegistration,
-    assurance_of,
-    verify_registration,
-)
+from keyvouch.attestation import AttestationRequirement, TrustStore, VerifiedRegistration, verify_registration
 from keyvouch.cose import Algorithm
-from keyvouch.errors import ConflictError, KeyvouchError, Reason, RefusedError, UnauthenticatedError
-from keyvouch.ids import DEVICE, REGISTRATION, CredentialId, DeviceId, RegistrationId
+from keyvouch.errors import ConflictError, KeyvouchError, Reason, UnauthenticatedError
+from keyvouch.ids import DEVICE, REGISTRATION, DeviceId, RegistrationId
 from keyvouch.proofs import load_proof_key, spki_sha256, verify_proof
 from keyvouch.statement import Purpose, RegistrationStatement, challenge
-from keyvouch_server.domain.model import (
-    AccessPass,
-    Credential,
-    Device,
-    ProviderKind,
-    Registration,
-    RegistrationState,
-    Session,
-    Tenant,
-    User,
-)
+from keyvouch_server.domain.model import Device, ProviderKind, Registration, RegistrationState, User
 from keyvouch_server.domain.names import check_text
-from keyvouch_server.domain.policy import Policy, decide_approval_enabled, decide_assurance, decide_device_limit
-from keyvouch_server.ports import Above, AtMost, Duplicate, Snapshot, Transaction
-from keyvouch_server.use_cases.world import Caller, World, settled, sha256
+from keyvouch_server.domain.policy import Policy, decide_approval_enabled, decide_device_limit
+from keyvouch_server.ports import AtMost, Transaction
+from keyvouch_server.use_cases.devices import Devices
+from keyvouch_server.use_cases.registration_completion import (
+    Completion,
+    RegisteredDevice,
+    RegistrationAnswer,
+    repeated,
+)
+from keyvouch_server.use_cases.tpm_ceremony import BegunTpm, draw_ceremony_key, seal_ceremony_key
+from keyvouch_server.use_cases.tpm_evidence import ProvedTpm, anchors_for, expected_tpm, verify_tpm_answer
+from keyvouch_server.use_cases.world import Caller, World, settled, sha256, unknown_registration
 
 LIFETIME_SECONDS: Final = 600
 """How long a registration may take (T13)."""
@@ -45,6 +39,18 @@ ALGORITHMS: Final = (Algorithm.ES256, Algorithm.ES384, Algorithm.EDDSA, Algorith
 
 
 @dataclass(frozen=True, slots=True)
+class RegistrationRequest:
+    """What a device asks for. `channel_key` is DER SubjectPublicKeyInfo; `tpm_verifies` are the COSE algorithms its TPM
+    verifies signatures by, None for a device without one.
+    """
+
+    channel_key: bytes
+    display_name: str
+    provider: ProviderKind
+    tpm_verifies: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class BegunRegistration:
     """What the agent needs to make a credential. `token` is the credential of the second call."""
 
@@ -52,48 +58,26 @@ class BegunRegistration:
     token: str = field(repr=False)
     user: User
     policy: Policy
-
-
-@dataclass(frozen=True, slots=True)
-class RegistrationAnswer:
-    """What the agent sends back: the authenticator's response and a signature of the channel key."""
-
-    client_data: bytes
-    attestation_object: bytes
-    channel_proof: bytes
-
-    def digest(self) -> bytes:
-        """SHA-256 over the parts that do not change when the same answer is sent again."""
-        return hashlib.sha256(hashlib.sha256(self.client_data).digest() + self.attestation_object).digest()
-
-
-@dataclass(frozen=True, slots=True)
-class RegisteredDevice:
-    """A device with the certificate chain of its channel (DER, the device's first)."""
-
-    device: Device
-    credential: Credential
-    certificate_chain: tuple[bytes, ...]
-    user: User
-    tenant: Tenant
+    tpm: BegunTpm | None = None
 
 
 class Registrations:
     """The registration ceremony."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, devices: Devices) -> None:
         self._world = world
+        self._devices = devices
 
-    async def begin(
-        self, caller: Caller, *, channel_key: bytes, display_name: str, provider: ProviderKind
-    ) -> BegunRegistration:
+    async def begin(self, caller: Caller, request: RegistrationRequest) -> BegunRegistration:
         """Open a registration for the caller's user.
 
         1. check the request; 2. policy: the method is on and there is room for a device; 3. device id, nonce,
-        statement; 4. row `pending`, audit.
+        statement, and for a TPM a ceremony key; 4. row `pending`, audit.
         """
-        check_text(display_name, "display_name", longest=64)
-        thumbprint = spki_sha256(load_proof_key(channel_key, reason=Reason.CHANNEL_KEY))
+        check_text(request.display_name, "display_name", longest=64)
+        thumbprint = spki_sha256(load_proof_key(request.channel_key, reason=Reason.CHANNEL_KEY))
+        verifies = request.tpm_verifies
+        ceremony_key = None if verifies is None else await asyncio.to_thread(draw_ceremony_key, verifies)
         token = self._world.secret("kve")
 
         async def work(tx: Transaction) -> BegunRegistration | KeyvouchError:
@@ -103,10 +87,14 @@ class Registrations:
             if refusal is not None:
                 await self._audit_begin(tx, caller, "", refusal.reason.value)
                 return refusal
-            row = self._row(caller, channel_key, thumbprint, display_name, provider, token)
+            row, tpm = self._row(caller, request, thumbprint, token), None
+            if ceremony_key is not None:
+                tries, keys = policy.registration.pin_tries, self._world.keys
+                tpm = seal_ceremony_key(ceremony_key, tries, keys=keys, registration_id=row.id)
+                row = replace(row, tpm=tpm.encode())
             await tx.insert(row)
             await self._audit_begin(tx, caller, row.id, "ok")
-            return BegunRegistration(row, token, caller.user, policy)
+            return BegunRegistration(row, token, caller.user, policy, tpm)
 
         return settled(await self._world.store.write(work))
 
@@ -130,15 +118,7 @@ class Registrations:
             outcome=outcome,
         )
 
-    def _row(
-        self,
-        caller: Caller,
-        channel_key: bytes,
-        thumbprint: bytes,
-        display_name: str,
-        provider: ProviderKind,
-        token: str,
-    ) -> Registration:
+    def _row(self, caller: Caller, request: RegistrationRequest, thumbprint: bytes, token: str) -> Registration:
         world, now = self._world, self._world.clock.now()
         expires = min(now + LIFETIME_SECONDS, caller.session.expires_at)
         registration_id = RegistrationId(world.new_id(REGISTRATION))
@@ -161,9 +141,9 @@ class Registrations:
             device_id=device_id,
             token_hash=sha256(token),
             statement=statement.encode(),
-            channel_key=channel_key,
-            display_name=display_name,
-            provider=provider,
+            channel_key=request.channel_key,
+            display_name=request.display_name,
+            provider=request.provider,
             state=RegistrationState.PENDING,
             created_at=now,
             expires_at=expires,
@@ -173,54 +153,49 @@ class Registrations:
         """Verify the answer and register the device.
 
         1. find the ceremony by its token; 2. the same answer again gets the same reply; 3. verify the
-        attestation and the channel key's proof over this statement; 4. policy on what was proved (PS8, H8);
-        5. `pending -> complete`, device, credential, audit in one transaction; 6. device certificate.
+        attestation and the channel key's proof over this statement, and a TPM's evidence against its transcript;
+        4. policy on what was proved (PS8, H8, PS17); 5. `pending -> complete`, device, credential, TPM, audit in one
+        transaction, in which an older device of the same user in the same TPM goes; 6. device certificate.
         """
         row = await self._world.store.read(lambda tx: tx.get(Registration, token_hash=sha256(token)))
         if row is None:
-            raise UnauthenticatedError(
-                Reason.REGISTRATION_UNKNOWN, "There is no such registration.", fix="Begin the registration again."
-            )
+            raise unknown_registration()
         if row.state is RegistrationState.COMPLETE:
             return await self._repeat(row, answer)
         try:
-            evidence = self._verify(row, answer)
-        except KeyvouchError as refusal:
-            await self._audit_refusal(row, refusal)
+            evidence, tpm = self._verify(row, answer)
+        except Exception as failed:  # whatever it is: the device stays absent, and there is a trace of it (TPM9)
+            await self._audit_refusal(row, failed)
             raise
         chain = self._world.keys.device_certificate(row.device_id, row.tenant_id, row.channel_key)
-        work = _Completion(self._world, row, answer, evidence, chain)
+        work = Completion(self._world, self._devices, row, answer, evidence, tpm, chain)
         try:
-            done = await self._world.store.write(work.run)
+            written = await self._world.store.write(work.run)
         except (ConflictError, UnauthenticatedError) as undone:  # and its audit record with it
             await self._audit_refusal(row, undone)
             raise
-        return settled(done)
+        done = settled(written)
+        for gone in done.replaced:
+            self._devices.announce(gone)
+        return done
 
     async def forget_abandoned(self) -> None:
         """Drop registrations that nobody finished in time, a day after they ran out. Their audit records stay."""
         old = {"state": RegistrationState.PENDING, "expires_at": AtMost(self._world.clock.now() - RETENTION_SECONDS)}
         await self._world.store.write(lambda tx: tx.delete(Registration, old))
 
-    def _verify(self, row: Registration, answer: RegistrationAnswer) -> VerifiedRegistration:
-        facts = self._world.facts
-        evidence = verify_registration(
-            client_data=answer.client_data,
-            attestation_object=answer.attestation_object,
-            challenge=challenge(Purpose.REGISTRATION, row.statement),
-            rp_id=facts.rp_id,
-            origins=frozenset({facts.agent_origin}),
-            require_user_verification=True,
-            algorithms=ALGORITHMS,
-            attestation=AttestationRequirement.OPTIONAL,
-            anchors=self._world.anchors,
-            instant=datetime.fromtimestamp(self._world.clock.now(), UTC),
-        )
+    def _verify(self, row: Registration, answer: RegistrationAnswer) -> tuple[VerifiedRegistration, ProvedTpm | None]:
+        prepared = expected_tpm(row, shown=answer.tpm is not None)
+        anchors = anchors_for(self._world, prepared)
+        evidence = verify_credential(self._world, answer.client_data, answer.attestation_object, row.statement, anchors)
         key = load_proof_key(row.channel_key, reason=Reason.CHANNEL_KEY)
         verify_proof(key, Purpose.CHANNEL, row.statement, signature=answer.channel_proof)
-        return evidence
+        if prepared is None:
+            return evidence, None
+        return evidence, verify_tpm_answer(evidence, answer.tpm, prepared=prepared, row=row)
 
-    async def _audit_refusal(self, row: Registration, refusal: KeyvouchError) -> None:
+    async def _audit_refusal(self, row: Registration, failed: Exception) -> None:
+        reason = failed.reason if isinstance(failed, KeyvouchError) else Reason.INTERNAL
         await self._world.store.write(
             lambda tx: self._world.audit(
                 tx,
@@ -229,172 +204,28 @@ class Registrations:
                 tenant_id=row.tenant_id,
                 subject=row.device_id,
                 user_id=row.user_id,
-                outcome=refusal.reason.value,
+                outcome=reason.value,
             )
         )
 
     async def _repeat(self, row: Registration, answer: RegistrationAnswer) -> RegisteredDevice:
         root = self._world.keys.device_certificate(row.device_id, row.tenant_id, row.channel_key)[1:]
-        return settled(await self._world.store.read(lambda tx: _repeated(tx, row, answer, root)))
+        return settled(await self._world.store.read(lambda tx: repeated(tx, row, answer, root)))
 
 
-async def _repeated(
-    tx: Snapshot, row: Registration, answer: RegistrationAnswer, root: tuple[bytes, ...]
-) -> RegisteredDevice | KeyvouchError:
-    """The reply to the answer that completed this registration, once more; any other answer is too late."""
-    registered = await _registered(tx, row)
-    if row.answer_hash != answer.digest() or registered is None:
-        return _consumed()
-    return replace(registered, certificate_chain=(registered.device.certificate, *root))
-
-
-async def _registered(tx: Snapshot, row: Registration) -> RegisteredDevice | None:
-    device = await tx.get(Device, id=row.device_id)
-    credentials = await tx.find(Credential, {"device_id": row.device_id})
-    user = await tx.get(User, id=row.user_id)
-    tenant = await tx.get(Tenant, id=row.tenant_id)
-    if device is None or not credentials or user is None or tenant is None:
-        return None
-    return RegisteredDevice(device, credentials[0], (), user, tenant)
-
-
-@dataclass(frozen=True, slots=True)
-class _Completion:
-    """Steps 4 and 5 of `complete`, as one transaction."""
-
-    world: World
-    row: Registration
-    answer: RegistrationAnswer
-    evidence: VerifiedRegistration
-    chain: tuple[bytes, ...]
-
-    async def run(self, tx: Transaction) -> RegisteredDevice | KeyvouchError:
-        row = self.row
-        copy = await self._completed_by_a_copy(tx)
-        if copy is not None:
-            return copy
-        user = await tx.get(User, id=row.user_id)
-        tenant = await tx.get(Tenant, id=row.tenant_id)
-        if user is None or tenant is None:
-            return _consumed()
-        assurance = assurance_of(self.evidence).text()
-        refusal = await self._refusal(tx, assurance) or await self._session_stands(tx)
-        if refusal is not None:
-            await self._audit(tx, refusal.reason.value, assurance)
-            return refusal
-        moved = await tx.update(
-            Registration,
-            {"id": row.id, "state": RegistrationState.PENDING, "expires_at": Above(self.world.clock.now())},
-            {"state": RegistrationState.COMPLETE, "answer_hash": self.answer.digest()},
-        )
-        if not moved:
-            return await self._completed_by_a_copy(tx) or _expired()
-        device, credential = self._records(user, assurance)
-        try:
-            await tx.insert(device)
-            await tx.insert(credential)
-        except Duplicate:
-            raise ConflictError(
-                Reason.CREDENTIAL_EXISTS,
-                "This key is registered already.",
-                fix="Remove the old device first, or let the agent make a new key.",
-            ) from None
-        await self._spend_one_time_pass(tx)
-        await self._audit(tx, "ok", assurance)
-        return RegisteredDevice(device, credential, self.chain, user, tenant)
-
-    async def _completed_by_a_copy(self, tx: Transaction) -> RegisteredDevice | KeyvouchError | None:
-        """Copies of one answer may be verified at the same time; those that come second get the first one's reply."""
-        row = await tx.get(Registration, id=self.row.id)
-        if row is None or row.state is not RegistrationState.COMPLETE:
-            return None
-        return await _repeated(tx, row, self.answer, self.chain[1:])
-
-    async def _refusal(self, tx: Transaction, assurance: str) -> KeyvouchError | None:
-        policy = await self.world.policy_of(tx, self.row.tenant_id)
-        devices = await tx.find(Device, {"user_id": self.row.user_id}, order="id")
-        try:
-            decide_approval_enabled(policy)
-            decide_device_limit(policy, [f"{d.display_name} ({d.id})" for d in devices])
-            decide_assurance(assurance, policy.registration.required_assurance)
-        except RefusedError as refusal:
-            return refusal
-        return None
-
-    def _records(self, user: User, assurance: str) -> tuple[Device, Credential]:
-        row, now, e = self.row, self.world.clock.now(), self.evidence
-        device = Device(
-            id=row.device_id,
-            tenant_id=row.tenant_id,
-            user_id=row.user_id,
-            display_name=row.display_name,
-            provider=row.provider,
-            channel_key=row.channel_key,
-            certificate=self.chain[0],
-            registered_at=now,
-        )
-        credential = Credential(
-            id=CredentialId(bytes(e.credential_id)),
-            tenant_id=row.tenant_id,
-            user_id=row.user_id,
-            device_id=row.device_id,
-            user_handle=user.user_handle,
-            public_key=bytes(e.public_key),
-            sign_count=e.sign_count,
-            backup_eligible=e.backup_eligible,
-            aaguid=e.aaguid,
-            attestation_object=self.answer.attestation_object,
-            client_data=self.answer.client_data,
-            assurance=assurance,
-            created_at=now,
-        )
-        return device, credential
-
-    async def _session_stands(self, tx: Transaction) -> KeyvouchError | None:
-        session = await tx.get(Session, id=self.row.session_id)
-        return _session_ended() if session is None or session.revoked_at else None
-
-    async def _spend_one_time_pass(self, tx: Transaction) -> None:
-        """P8: one registration per one-time pass. Its session ends with this one; a second one is undone."""
-        session = await tx.get(Session, id=self.row.session_id)
-        found = await tx.get(AccessPass, id=session.access_pass_id) if session is not None else None
-        if found is None or not found.one_time:
-            return
-        spent = {"revoked_at": self.world.clock.now(), "revoke_reason": "one_time_pass_used"}
-        if not await tx.update(Session, {"id": self.row.session_id, "revoked_at": 0}, spent):
-            raise _session_ended()
-
-    async def _audit(self, tx: Transaction, outcome: str, assurance: str) -> None:
-        await self.world.audit(
-            tx,
-            "registration.complete",
-            actor=self.row.user_id,
-            tenant_id=self.row.tenant_id,
-            subject=self.row.device_id,
-            user_id=self.row.user_id,
-            outcome=outcome,
-            assurance=assurance,
-            format=self.evidence.attestation.format,
-        )
-
-
-def _session_ended() -> UnauthenticatedError:
-    return UnauthenticatedError(
-        Reason.SESSION_REVOKED, "The session that began this registration was ended.", fix="Sign in again."
-    )
-
-
-def _consumed() -> ConflictError:
-    return ConflictError(
-        Reason.REGISTRATION_CONSUMED,
-        "This registration is complete already, with another answer.",
-        fix="Begin a new registration.",
-    )
-
-
-def _expired() -> RefusedError:
-    return RefusedError(
-        Reason.REGISTRATION_EXPIRED,
-        "The registration took too long.",
-        fix="Begin it again; the access pass or session must still be valid.",
+def verify_credential(
+    world: World, client_data: bytes, attestation_object: bytes, statement: bytes, anchors: TrustStore
+) -> VerifiedRegistration:
+    """Verify that a new credential of an agent was made for `statement`, under `anchors`, with the user verified."""
+    return verify_registration(
+        client_data=client_data,
+        attestation_object=attestation_object,
+        challenge=challenge(Purpose.REGISTRATION, statement),
+        rp_id=world.facts.rp_id,
+        origins=frozenset({world.facts.agent_origin}),
+        require_user_verification=True,
+        algorithms=ALGORITHMS,
+        attestation=AttestationRequirement.OPTIONAL,
+        anchors=anchors,
+        instant=datetime.fromtimestamp(world.clock.now(), UTC),
     )

@@ -16,12 +16,14 @@ from keyvouch.ids import SESSION, AccessPassId, DeviceId, SessionId, UserId
 from keyvouch.proofs import load_proof_key, verify_proof
 from keyvouch.statement import Purpose, proof_statement
 from keyvouch.tokens import AccessTokenClaims
-from keyvouch_server.domain.model import AccessPass, Session, SessionKind, SignIn, User
+from keyvouch_server.domain.model import AccessPass, Device, Session, SessionKind, SignIn, User
 from keyvouch_server.domain.policy import Policy, access_pass_end
 from keyvouch_server.ports import Above, Plus, Snapshot, Transaction
 from keyvouch_server.use_cases.world import Caller, World, session_revoked, settled, sha256
 
 ACR_NUMBER_MATCHED = "number-matched"
+ACR_PHISHING_RESISTANT = "phishing-resistant"
+"""P3: only of sign-ins whose client is the device that approves. Matching a number never earns it."""
 ACR_ACCESS_PASS = "access-pass"
 AMR_APPROVAL = "pop pin mfa"
 """PS7: possession of the key and the PIN that unlocks it: two factors, no second prompt (RFC 8176)."""
@@ -64,7 +66,7 @@ class Sessions:
             app_name=row.app_name,
             audience=row.audience,
             amr=AMR_APPROVAL,
-            acr=ACR_NUMBER_MATCHED,
+            acr=ACR_PHISHING_RESISTANT if row.same_device else ACR_NUMBER_MATCHED,
             assurance=row.assurance,
             proof_key=row.proof_key,
             proof_thumbprint=row.proof_thumbprint,
@@ -73,6 +75,7 @@ class Sessions:
             expires_at=now + policy.session.session_seconds,
             generation=1,
             refresh_hash=sha256(self._refresh_token(session_id, 1)),
+            certificate_bound=row.same_device,
         )
 
     def from_access_pass(self, found: AccessPass, policy: Policy, *, one_time_seconds: int) -> Session:
@@ -103,13 +106,18 @@ class Sessions:
             refresh_hash=b"",
         )
 
-    def issue(self, session: Session, user: User, policy: Policy) -> IssuedSession:
-        """Sign an access token for a session; derive the refresh token of its generation."""
+    def issue(self, session: Session, user: User, policy: Policy, *, certificate: bytes = b"") -> IssuedSession:
+        """Sign an access token for a session; derive the refresh token of its generation.
+
+        P15: a session that is bound to a certificate gets a token for `certificate`, the SHA-256 of the one on this
+        connection; without it, for the one it began with.
+        """
         now = self._world.clock.now()
         expires = min(now + policy.session.access_token_seconds, session.expires_at)
         if session.kind is SessionKind.ACCESS_PASS:
             expires = session.expires_at
         token_id = base64url.encode(self._world.entropy.token(12))
+        holder = base64url.encode(certificate or session.proof_thumbprint) if session.proof_thumbprint else ""
         claims = AccessTokenClaims(
             issuer=self._world.facts.issuer,
             subject=session.user_id,
@@ -124,9 +132,10 @@ class Sessions:
             acr=session.acr,
             amr=tuple(session.amr.split()),
             assurance=session.assurance,
-            confirmation=base64url.encode(session.proof_thumbprint) if session.proof_thumbprint else "",
+            confirmation="" if session.certificate_bound else holder,
             device_id=session.device_id,
             username=user.username,
+            certificate_thumbprint=holder if session.certificate_bound else "",
         )
         refresh = self._refresh_token(session.id, session.generation) if session.generation else ""
         return IssuedSession(session, user, self._world.keys.access_token(claims), expires, refresh)
@@ -144,6 +153,8 @@ class Sessions:
         before the present one gives the present one again (a lost reply); any older one ends the session.
         """
         session = await self._by_refresh_token(refresh_token)
+        if session.certificate_bound:
+            raise certificate_required()
         digest = sha256(refresh_token)
         statement = proof_statement(self._world.facts.server_id, digest)
         try:
@@ -151,6 +162,20 @@ class Sessions:
         except (EvidenceError, MalformedError) as error:
             raise UnauthenticatedError(error.reason, error.message, fix=error.fix) from error
         return settled(await self._world.store.write(lambda tx: self._rotate(tx, session, refresh_token, digest)))
+
+    async def refresh_over_channel(self, refresh_token: str, device: Device, certificate: bytes) -> IssuedSession:
+        """The same for a session that is bound to a certificate: the device's channel is the proof.
+
+        `certificate` is the SHA-256 of the one on this connection. Raises CREDENTIALS_INVALID for another device.
+        """
+        session = await self._by_refresh_token(refresh_token)
+        own = session.device_id == device.id and hmac.compare_digest(session.proof_key, device.channel_key)
+        if not session.certificate_bound or not own:
+            raise _not_a_token()
+        digest = sha256(refresh_token)
+        return settled(
+            await self._world.store.write(lambda tx: self._rotate(tx, session, refresh_token, digest, certificate))
+        )
 
     async def _by_refresh_token(self, refresh_token: str) -> Session:
         parts = refresh_token.split("_", 3)
@@ -161,7 +186,7 @@ class Sessions:
         return session
 
     async def _rotate(
-        self, tx: Transaction, seen: Session, refresh_token: str, digest: bytes
+        self, tx: Transaction, seen: Session, refresh_token: str, digest: bytes, certificate: bytes = b""
     ) -> IssuedSession | UnauthenticatedError:
         now = self._world.clock.now()
         session = await tx.get(Session, id=seen.id)
@@ -173,7 +198,7 @@ class Sessions:
             return ended
         policy = await self._world.policy_of(tx, session.tenant_id)
         if session.previous_hash and hmac.compare_digest(digest, session.previous_hash):
-            return self.issue(session, user, policy)
+            return self.issue(session, user, policy, certificate=certificate)
         if not hmac.compare_digest(digest, session.refresh_hash):
             return await self._refuse_old_token(tx, session, refresh_token)
         rotated = await tx.update(
@@ -193,7 +218,7 @@ class Sessions:
             subject=session.id,
             user_id=session.user_id,
         )
-        return self.issue(rotated[0], user, policy)
+        return self.issue(rotated[0], user, policy, certificate=certificate)
 
     async def _refuse_old_token(self, tx: Transaction, session: Session, refresh_token: str) -> UnauthenticatedError:
         """A genuine but older token means two holders: the session ends. A made-up one changes nothing.
@@ -289,6 +314,15 @@ def check_own_audience(session: Session) -> None:
             fix=f"Sign in with the audience {SELF_AUDIENCE}.",
             metadata={"expected": SELF_AUDIENCE},
         )
+
+
+def certificate_required() -> UnauthenticatedError:
+    """For a session that is bound to a device's certificate, outside of a connection with it."""
+    return UnauthenticatedError(
+        Reason.CERTIFICATE_REQUIRED,
+        "This session is bound to the certificate of the device that signed in.",
+        fix="Let the device's agent refresh it; for this server's own services sign in with a number.",
+    )
 
 
 def _ended(session: Session, now: int) -> UnauthenticatedError | None:

@@ -6,9 +6,8 @@ The device's half is `decisions`, the end of it all `redemption`.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeAlias
 
 from keyvouch.errors import KeyvouchError, Reason, ThrottledError
 from keyvouch.ids import ID_ENTROPY, PROMPT, SIGN_IN, USER, PromptId, SignInId, TenantId, UserId, new_id
@@ -18,6 +17,7 @@ from keyvouch_server.domain.model import (
     NO_SESSION,
     AuditRecord,
     Credential,
+    Device,
     Prompt,
     SignIn,
     SignInState,
@@ -28,12 +28,17 @@ from keyvouch_server.domain.names import check_text, name_key
 from keyvouch_server.domain.policy import Policy, decide_approval_enabled, decide_some_key, reaches
 from keyvouch_server.domain.sign_in import OPEN, TRANSITIONS, Event, draw_number
 from keyvouch_server.ports import AtMost, OneOf, Transaction
+from keyvouch_server.use_cases.health import in_health
 from keyvouch_server.use_cases.world import ANONYMOUS, SERVER, World, settled, sha256, unknown_sign_in
 
 RETENTION_SECONDS: Final = 7 * 86400
 """How long a sign-in that came to nothing is kept before the sweep removes it. Its audit records stay."""
 FORGET_EVERY_SECONDS: Final = 3600
 """How often the sweep looks for them: it has to read the whole table."""
+
+
+Opened: TypeAlias = tuple[SignIn, list[Prompt], list[tuple[SignIn, list[Prompt]]]]
+"""A sign-in that was opened, the prompts that offer it, and what it superseded, each with its prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,31 +102,43 @@ class SignIns:
 
     async def _begin(
         self, tx: Transaction, request: SignInRequest, proof_thumbprint: bytes, token: str
-    ) -> tuple[SignIn, list[Prompt], list[tuple[SignIn, list[Prompt]]]] | KeyvouchError:
-        world = self._world
-        user = await world.user_named(tx, request.tenant, request.username)
+    ) -> Opened | KeyvouchError:
+        user = await self._world.user_named(tx, request.tenant, request.username)
         if user is None:
             return await self._begin_for_nobody(tx, request, proof_thumbprint, token)
-        policy = await world.policy_of(tx, user.tenant_id)
-        credentials = await tx.find(Credential, {"user_id": user.id})
-        refusal = await self._may_begin(tx, user, policy, credentials)
-        if refusal is not None:
-            await self._audit_refused_begin(tx, request, user.tenant_id, user.id, refusal)
-            return refusal
-        superseded = await self._supersede(tx, user.id)
+        return await self.open(tx, user, request, proof_thumbprint, token)
+
+    async def open(
+        self,
+        tx: Transaction,
+        user: User,
+        request: SignInRequest,
+        proof_thumbprint: bytes,
+        token: str,
+        *,
+        device: Device | None = None,
+    ) -> Opened | KeyvouchError:
+        """Steps 3 to 6, for a user. With `device` the sign-in is that device's own, and offered to no other."""
+        actor = device.id if device else ANONYMOUS
+        policy = await self._world.policy_of(tx, user.tenant_id)
+        credentials = await tx.find(Credential, {"device_id": device.id} if device else {"user_id": user.id})
+        fit = await self._may_begin(tx, user, policy, credentials)
+        if isinstance(fit, KeyvouchError):
+            await self._audit_refused_begin(tx, request, user.tenant_id, user.id, fit, actor=actor)
+            return fit
+        superseded = await self._supersede(tx, user.id, actor=actor)
         sign_in = self._row(request, user.tenant_id, user.id, policy, proof_thumbprint, token)
+        sign_in = replace(sign_in, same_device=device is not None)
         await tx.insert(sign_in)
-        prompts = [
-            self._offer(sign_in, request, c) for c in credentials if reaches(c.assurance, sign_in.required_assurance)
-        ]
+        prompts = [self._offer(sign_in, request, c) for c in fit if reaches(c.assurance, sign_in.required_assurance)]
         for prompt in prompts:
             await tx.insert(prompt)
-        await self._audit_begin(tx, sign_in, "ok" if prompts else Reason.NO_METHOD.value)
+        await self._audit_begin(tx, sign_in, "ok" if prompts else Reason.NO_METHOD.value, actor=actor)
         return sign_in, prompts, superseded
 
     async def _begin_for_nobody(
         self, tx: Transaction, request: SignInRequest, proof_thumbprint: bytes, token: str
-    ) -> tuple[SignIn, list[Prompt], list[tuple[SignIn, list[Prompt]]]] | KeyvouchError:
+    ) -> Opened | KeyvouchError:
         """P12: unknown names meet the tenant's policy, the throttle and a newer request like known ones; neither the
         number nor a refusal nor what becomes of an older request tells who exists.
         """
@@ -164,9 +181,12 @@ class SignIns:
         return None
 
     async def _may_begin(
-        self, tx: Transaction, user: User, policy: Policy, credentials: Sequence[Credential]
-    ) -> KeyvouchError | None:
-        """Throttle, then policy. The counters are in the row, so they survive restarts and are shared by nodes."""
+        self, tx: Transaction, user: User, policy: Policy, credentials: list[Credential]
+    ) -> list[Credential] | KeyvouchError:
+        """Throttle, then policy; returns the credentials of devices whose health stands.
+
+        The counters are in the row, so they survive restarts and are shared by nodes.
+        """
         now = self._world.clock.now()
         window = now - now % 60
         begins = user.begins + 1 if user.begins_window == window else 1
@@ -177,10 +197,11 @@ class SignIns:
             return _too_many_begins(window + 60 - now)
         try:
             decide_approval_enabled(policy)
-            decide_some_key((c.assurance for c in credentials), policy.approval.required_assurance)
+            fit = await in_health(tx, credentials, policy, now=now)
+            decide_some_key((c.assurance for c in fit), policy.approval.required_assurance)
         except KeyvouchError as refusal:
             return refusal
-        return None
+        return fit
 
     def _row(
         self, request: SignInRequest, tenant: TenantId, user: UserId, policy: Policy, proof: bytes, token: str
@@ -238,20 +259,24 @@ class SignIns:
             expires_at=sign_in.expires_at,
         )
 
-    async def _supersede(self, tx: Transaction, user: UserId) -> list[tuple[SignIn, list[Prompt]]]:
+    async def _supersede(
+        self, tx: Transaction, user: UserId, *, actor: str = ANONYMOUS
+    ) -> list[tuple[SignIn, list[Prompt]]]:
         """KI4: one open request per user; the newer one ends the older one in the same transaction."""
         states, target = TRANSITIONS[Event.SUPERSEDE]
         where = {"user_id": user, "state": OneOf(tuple(states))}
         old = await tx.update(SignIn, where, {"state": target})
         for s in old:
-            await self._audit_end(tx, Event.SUPERSEDE, s, actor=ANONYMOUS)
+            await self._audit_end(tx, Event.SUPERSEDE, s, actor=actor)
         return [(s, await tx.find(Prompt, {"sign_in_id": s.id})) for s in old]
 
-    async def _audit_begin(self, tx: Transaction, sign_in: SignIn, outcome: str, **details: str) -> None:
+    async def _audit_begin(
+        self, tx: Transaction, sign_in: SignIn, outcome: str, *, actor: str = ANONYMOUS, **details: str
+    ) -> None:
         await self._world.audit(
             tx,
             "sign_in.begin",
-            actor=ANONYMOUS,
+            actor=actor,
             tenant_id=sign_in.tenant_id,
             subject=sign_in.id,
             user_id=sign_in.user_id,
@@ -268,12 +293,14 @@ class SignIns:
         tenant: TenantId,
         user: UserId,
         refusal: KeyvouchError,
+        *,
+        actor: str = ANONYMOUS,
         **details: str,
     ) -> None:
         await self._world.audit(
             tx,
             "sign_in.begin",
-            actor=ANONYMOUS,
+            actor=actor,
             tenant_id=tenant,
             user_id=user,
             outcome=refusal.reason.value,
@@ -339,10 +366,15 @@ class SignIns:
 def _check_request(request: SignInRequest) -> None:
     check_text(request.tenant, "context.tenant", longest=128)
     check_text(request.username, "context.username", longest=128)
-    check_text(request.app_id, "context.app_id", longest=128)
-    check_text(request.app_name, "context.app_name", longest=64)
-    check_text(request.audience, "context.audience", longest=256, required=False)
-    check_text(request.binding_message, "context.binding_message", longest=128, required=False)
+    check_app(request, within="context.")
+
+
+def check_app(request: SignInRequest, *, within: str = "") -> None:
+    """Check what a request says of the app. `within` is the message the fields are in. Raises FIELD_INVALID."""
+    check_text(request.app_id, f"{within}app_id", longest=128)
+    check_text(request.app_name, f"{within}app_name", longest=64)
+    check_text(request.audience, f"{within}audience", longest=256, required=False)
+    check_text(request.binding_message, f"{within}binding_message", longest=128, required=False)
 
 
 def _throttled(why: str, seconds: int) -> ThrottledError:

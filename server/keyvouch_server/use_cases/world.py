@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 from keyvouch import base64url
 from keyvouch.attestation import TrustStore
-from keyvouch.errors import KeyvouchError, NotFoundError, Reason, UnauthenticatedError
+from keyvouch.errors import ConflictError, KeyvouchError, NotFoundError, Reason, RefusedError, UnauthenticatedError
 from keyvouch.ids import ID_ENTROPY, ServerId, TenantId, UserId, new_id
 from keyvouch_server.domain.model import AuditRecord, PolicyVersion, Session, Tenant, User
 from keyvouch_server.domain.names import name_key
 from keyvouch_server.domain.policy import Policy
-from keyvouch_server.ports import Announcer, Clock, Entropy, Keys, Snapshot, Store, T, Transaction
+from keyvouch_server.ports import Announcer, Clock, EkTrust, Entropy, Keys, Snapshot, Store, T, Transaction
 
 ANONYMOUS = "anonymous"
 SERVER = "server"
@@ -55,6 +55,8 @@ class World:
     facts: ServerFacts
     anchors: TrustStore = field(default_factory=TrustStore)
     """What may vouch for authenticators at registration."""
+    endorsers: EkTrust = field(default_factory=lambda: EkTrust(TrustStore()))
+    """Who may vouch for endorsement keys of TPMs."""
     policies: dict[str, Policy] = field(default_factory=dict)
     """Parsed policies by their stored text; bounded in `policy_of`."""
 
@@ -147,4 +149,29 @@ def unknown_device() -> NotFoundError:
     """For the owner and for administrators."""
     return NotFoundError(
         Reason.DEVICE_UNKNOWN, "There is no such device here.", fix="Look up the id in the list of devices."
+    )
+
+
+def unknown_registration() -> UnauthenticatedError:
+    """The one answer for a registration token or id that does not fit."""
+    return UnauthenticatedError(
+        Reason.REGISTRATION_UNKNOWN, "There is no such registration.", fix="Begin the registration again."
+    )
+
+
+def registration_consumed() -> ConflictError:
+    """For another answer to a ceremony that is complete."""
+    return ConflictError(
+        Reason.REGISTRATION_CONSUMED,
+        "This registration is complete already, with another answer.",
+        fix="Begin a new registration.",
+    )
+
+
+def registration_expired() -> RefusedError:
+    """For an answer that came too late."""
+    return RefusedError(
+        Reason.REGISTRATION_EXPIRED,
+        "The registration took too long.",
+        fix="Begin it again; the access pass or session must still be valid.",
     )

@@ -3,8 +3,11 @@
 -- `tpm` is the ceremony's transcript in CBOR (use_cases.tpm_ceremony), empty for a registration without a TPM.
 ALTER TABLE registration ADD COLUMN tpm BLOB NOT NULL DEFAULT x'';
 
+-- The device of the same user and TPM that went when this one came.
+ALTER TABLE registration ADD COLUMN replaced_device_id TEXT NOT NULL DEFAULT '';
+
 -- What is known of a device's TPM. `firmware_version` is 16 hexadecimal digits, `clock` decimal digits: both are
--- unsigned numbers of 64 bits. `findings` and `pcr_values` are JSON.
+-- unsigned numbers of 64 bits. `findings`, `pcr_values` and `baseline` are JSON.
 CREATE TABLE device_tpm (
     device_id TEXT NOT NULL PRIMARY KEY REFERENCES device (id) ON DELETE CASCADE,
     tenant_id TEXT NOT NULL REFERENCES tenant (id),
@@ -24,7 +27,8 @@ CREATE TABLE device_tpm (
     clock TEXT NOT NULL,
     reset_count INTEGER NOT NULL,
     restart_count INTEGER NOT NULL,
-    pcr_values TEXT NOT NULL
+    pcr_values TEXT NOT NULL,
+    baseline TEXT NOT NULL
 ) STRICT;
 CREATE INDEX device_tpm_by_endorsement_key ON device_tpm (endorsement_key_hash);
 

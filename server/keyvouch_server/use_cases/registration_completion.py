@@ -1,0 +1,260 @@
+"""The end of a registration: a verified answer becomes a device, in one transaction. The ceremony is `registration`."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+from keyvouch.attestation import VerifiedRegistration, assurance_of
+from keyvouch.errors import ConflictError, KeyvouchError, Reason, RefusedError, UnauthenticatedError
+from keyvouch.ids import CredentialId
+from keyvouch_server.domain.health import heard
+from keyvouch_server.domain.model import (
+    AccessPass,
+    Credential,
+    Device,
+    DeviceTpm,
+    Registration,
+    RegistrationState,
+    Session,
+    Tenant,
+    User,
+)
+from keyvouch_server.domain.policy import decide_approval_enabled, decide_assurance, decide_device_limit
+from keyvouch_server.ports import Above, Duplicate, Snapshot, Transaction
+from keyvouch_server.use_cases.devices import Devices, RemovedDevice
+from keyvouch_server.use_cases.tpm_evidence import ProvedTpm, TpmAnswer
+from keyvouch_server.use_cases.tpm_preparation import decide_identity, endorsement_key_hash
+from keyvouch_server.use_cases.world import World, registration_consumed, registration_expired
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationAnswer:
+    """What the agent sends back: the authenticator's response, a signature of the channel key, evidence of a TPM."""
+
+    client_data: bytes
+    attestation_object: bytes
+    channel_proof: bytes
+    tpm: TpmAnswer | None = None
+
+    def digest(self) -> bytes:
+        """SHA-256 over the parts that do not change when the same answer is sent again."""
+        credential = hashlib.sha256(self.client_data).digest() + self.attestation_object
+        return hashlib.sha256(credential if self.tpm is None else credential + self.tpm.encode()).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredDevice:
+    """A device with the certificate chain of its channel (DER, the device's first).
+
+    `replaced` is the older device of the same user and TPM that went in the same transaction, if there was one.
+    """
+
+    device: Device
+    credential: Credential
+    certificate_chain: tuple[bytes, ...]
+    user: User
+    tenant: Tenant
+    tpm: DeviceTpm | None = None
+    replaced_device_id: str = ""
+    replaced: tuple[RemovedDevice, ...] = ()
+    """To be announced; empty in a repeated reply, which finds it announced already."""
+
+
+async def repeated(
+    tx: Snapshot, row: Registration, answer: RegistrationAnswer, root: tuple[bytes, ...]
+) -> RegisteredDevice | KeyvouchError:
+    """The reply to the answer that completed this registration, once more; any other answer is too late."""
+    registered = await _registered(tx, row)
+    if row.answer_hash != answer.digest() or registered is None:
+        return registration_consumed()
+    return replace(registered, certificate_chain=(registered.device.certificate, *root))
+
+
+async def _registered(tx: Snapshot, row: Registration) -> RegisteredDevice | None:
+    device = await tx.get(Device, id=row.device_id)
+    credentials = await tx.find(Credential, {"device_id": row.device_id})
+    user = await tx.get(User, id=row.user_id)
+    tenant = await tx.get(Tenant, id=row.tenant_id)
+    if device is None or not credentials or user is None or tenant is None:
+        return None
+    tpm = await tx.get(DeviceTpm, device_id=row.device_id)
+    return RegisteredDevice(device, credentials[0], (), user, tenant, tpm, row.replaced_device_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """Steps 4 and 5 of `Registrations.complete`, as one transaction."""
+
+    world: World
+    devices: Devices
+    row: Registration
+    answer: RegistrationAnswer
+    evidence: VerifiedRegistration
+    tpm: ProvedTpm | None
+    chain: tuple[bytes, ...]
+
+    async def run(self, tx: Transaction) -> RegisteredDevice | KeyvouchError:
+        """Register the device, or return why not, with the audit record of either."""
+        row = self.row
+        copy = await self._completed_by_a_copy(tx)
+        if copy is not None:
+            return copy
+        user = await tx.get(User, id=row.user_id)
+        tenant = await tx.get(Tenant, id=row.tenant_id)
+        if user is None or tenant is None:
+            return registration_consumed()
+        older = await self._older_devices(tx)
+        refusal = await self._refusal(tx, older) or await self._session_stands(tx)
+        if refusal is not None:
+            await self._audit(tx, refusal.reason.value)
+            return refusal
+        moved = await tx.update(
+            Registration,
+            {"id": row.id, "state": RegistrationState.PENDING, "expires_at": Above(self.world.clock.now())},
+            {
+                "state": RegistrationState.COMPLETE,
+                "answer_hash": self.answer.digest(),
+                "replaced_device_id": older[0].id if older else "",
+            },
+        )
+        if not moved:
+            return await self._completed_by_a_copy(tx) or await self._too_late(tx)
+        replaced = [await self.devices.remove_in(tx, device, actor=row.user_id) for device in older]
+        done = await self._insert(tx, moved[0], user, tenant)
+        await self._spend_one_time_pass(tx)
+        await self._audit(tx, "ok")
+        return replace(done, replaced=tuple(replaced))
+
+    async def _completed_by_a_copy(self, tx: Transaction) -> RegisteredDevice | KeyvouchError | None:
+        """Copies of one answer may be verified at the same time; those that come second get the first one's reply."""
+        row = await tx.get(Registration, id=self.row.id)
+        if row is None or row.state is not RegistrationState.COMPLETE:
+            return None
+        return await repeated(tx, row, self.answer, self.chain[1:])
+
+    async def _too_late(self, tx: Transaction) -> KeyvouchError:
+        await self._audit(tx, Reason.REGISTRATION_EXPIRED.value)
+        return registration_expired()
+
+    @property
+    def _assurance(self) -> str:
+        return self.tpm.assurance if self.tpm else assurance_of(self.evidence).text()
+
+    async def _older_devices(self, tx: Transaction) -> list[Device]:
+        """The user's devices in this very TPM: a new registration takes their place."""
+        if self.tpm is None:
+            return []
+        key_hash = endorsement_key_hash(self.tpm.prepared.endorsement_key)
+        known = await tx.find(DeviceTpm, {"endorsement_key_hash": key_hash, "user_id": self.row.user_id})
+        found = [await tx.get(Device, id=tpm.device_id) for tpm in known]
+        return [device for device in found if device is not None]
+
+    async def _refusal(self, tx: Transaction, older: list[Device]) -> KeyvouchError | None:
+        policy = await self.world.policy_of(tx, self.row.tenant_id)
+        devices = await tx.find(Device, {"user_id": self.row.user_id}, order="id")
+        try:
+            decide_approval_enabled(policy)
+            decide_device_limit(policy, [f"{d.display_name} ({d.id})" for d in devices if d not in older])
+            decide_assurance(self._assurance, policy.registration.required_assurance)
+            if self.tpm is not None:
+                await decide_identity(tx, self.row, self.tpm.prepared.endorsement_key, policy)
+        except RefusedError as refusal:
+            return refusal
+        return None
+
+    async def _insert(self, tx: Transaction, row: Registration, user: User, tenant: Tenant) -> RegisteredDevice:
+        device, credential = self._device(), self._credential(user)
+        tpm = self._device_tpm(self.tpm) if self.tpm else None
+        try:
+            for record in (device, credential, *([tpm] if tpm else [])):
+                await tx.insert(record)
+        except Duplicate:
+            raise ConflictError(
+                Reason.CREDENTIAL_EXISTS,
+                "This key is registered already.",
+                fix="Remove the old device first, or let the agent make a new key.",
+            ) from None
+        return RegisteredDevice(device, credential, self.chain, user, tenant, tpm, row.replaced_device_id)
+
+    def _device(self) -> Device:
+        row = self.row
+        return Device(
+            id=row.device_id,
+            tenant_id=row.tenant_id,
+            user_id=row.user_id,
+            display_name=row.display_name,
+            provider=row.provider,
+            channel_key=row.channel_key,
+            certificate=self.chain[0],
+            registered_at=self.world.clock.now(),
+        )
+
+    def _credential(self, user: User) -> Credential:
+        e = self.evidence
+        return Credential(
+            id=CredentialId(bytes(e.credential_id)),
+            tenant_id=self.row.tenant_id,
+            user_id=self.row.user_id,
+            device_id=self.row.device_id,
+            user_handle=user.user_handle,
+            public_key=bytes(e.public_key),
+            sign_count=e.sign_count,
+            backup_eligible=e.backup_eligible,
+            aaguid=e.aaguid,
+            attestation_object=self.answer.attestation_object,
+            client_data=self.answer.client_data,
+            assurance=self._assurance,
+            created_at=self.world.clock.now(),
+        )
+
+    def _device_tpm(self, proved: ProvedTpm) -> DeviceTpm:
+        """Clock and firmware of the registration are what later reports are held against."""
+        prepared, said = proved.prepared, proved.verified
+        record = DeviceTpm(
+            device_id=self.row.device_id,
+            tenant_id=self.row.tenant_id,
+            user_id=self.row.user_id,
+            endorsement_key_hash=endorsement_key_hash(prepared.endorsement_key),
+            transcript=self.row.tpm,
+            proved_assurance=proved.assurance,
+            anchor=prepared.tpm.anchor if prepared.tpm else "",
+            manufacturer=prepared.tpm.manufacturer if prepared.tpm else "",
+            model=prepared.tpm.model if prepared.tpm else "",
+            pin_limit=prepared.pin_limit,
+            channel_key_in_tpm=proved.channel_key_in_tpm,
+        )
+        return record if said is None else heard(record, said.clock, said.firmware_version)
+
+    async def _session_stands(self, tx: Transaction) -> KeyvouchError | None:
+        session = await tx.get(Session, id=self.row.session_id)
+        return _session_ended() if session is None or session.revoked_at else None
+
+    async def _spend_one_time_pass(self, tx: Transaction) -> None:
+        """P8: one registration per one-time pass. Its session ends with this one; a second one is undone."""
+        session = await tx.get(Session, id=self.row.session_id)
+        found = await tx.get(AccessPass, id=session.access_pass_id) if session is not None else None
+        if found is None or not found.one_time:
+            return
+        spent = {"revoked_at": self.world.clock.now(), "revoke_reason": "one_time_pass_used"}
+        if not await tx.update(Session, {"id": self.row.session_id, "revoked_at": 0}, spent):
+            raise _session_ended()
+
+    async def _audit(self, tx: Transaction, outcome: str) -> None:
+        await self.world.audit(
+            tx,
+            "registration.complete",
+            actor=self.row.user_id,
+            tenant_id=self.row.tenant_id,
+            subject=self.row.device_id,
+            user_id=self.row.user_id,
+            outcome=outcome,
+            assurance=self._assurance,
+            format=self.evidence.attestation.format,
+        )
+
+
+def _session_ended() -> UnauthenticatedError:
+    return UnauthenticatedError(
+        Reason.SESSION_REVOKED, "The session that began this registration was ended.", fix="Sign in again."
+    )
