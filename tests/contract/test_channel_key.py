@@ -21,7 +21,10 @@ from cryptography import x509
 from keyvouch.errors import DeviceError, Reason, UnavailableError
 from keyvouch.proofs import load_proof_key, spki_of, verify_proof
 from keyvouch.statement import Purpose
+from keyvouch_agent.agent_ports import LinkState, ServerEvent
+from keyvouch_agent.backoff import Backoff
 from keyvouch_agent.channel_keys import ChannelKey, ChannelKeys, SealedChannelKeys, prove
+from keyvouch_agent.rpc.prompt_stream import PromptStream
 from keyvouch_agent.rpc.signed_channel import ChannelSigner
 from support.channel_door import Door, grpc_door, tls_door, who
 
@@ -196,6 +199,32 @@ async def test_why_the_key_could_not_sign_is_what_the_caller_gets(
     assert channel.signer is not None
     assert channel.signer.failure is None
     await channel.close()
+
+
+async def test_the_link_of_the_device_says_why_it_is_not_open(door: Door, keys: ChannelKeys) -> None:
+    key, told = keys.make(), []
+
+    def fail() -> None:
+        raise DeviceError(Reason.VAULT_BUSY, "Another program uses the chip.", fix="Wait.")
+
+    async def heard(_event: ServerEvent) -> None:
+        raise AssertionError("nothing can be heard")
+
+    async def end(_seconds: float) -> None:
+        raise asyncio.CancelledError
+
+    stream = PromptStream(
+        open_channel=lambda: door.channel(key, SignedKeys(keys, fail)),
+        endpoint="localhost",
+        agent_version="test",
+        on_event=heard,
+        on_state=lambda state, detail: told.append((state, detail)),
+        backoff=Backoff(jitter=lambda: 1.0, first=0.1, longest=0.1),
+        sleep=end,
+    )
+    with pytest.raises(asyncio.CancelledError):
+        await stream.run()
+    assert told[-1] == (LinkState.WAITING, "Another program uses the chip. Next try in 0.1 s.")
 
 
 async def test_a_slow_key_holds_up_nothing_but_its_own_connection(door: Door, keys: ChannelKeys) -> None:

@@ -6,8 +6,8 @@
 
 `do` sends one command: it waits for a TPM that is busy, and raises every refusal as `DeviceError`. `hold` marks what
 has to be flushed; `close` flushes it, also when a ceremony ends by an error. A process that is killed cannot do that.
-Behind a resource manager its objects go with the connection. Without one they stay, and as nobody else can be
-connected then, `open` flushes whatever it finds.
+Behind a resource manager its objects go with the connection. Without one they stay: then `open` first waits until it
+is alone (`claim`), and flushes whatever it finds.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ from types import TracebackType
 from typing import Any, Final, ParamSpec, Self, TypeVar
 
 from keyvouch.errors import DeviceError, Reason
+from keyvouch_agent.vaults.tpm.claim import TpmClaim, claim_path
 from keyvouch_agent.vaults.tpm.response_codes import BUSY, Code, Words, code_of, device_error
 
-__all__ = ["DEFAULT_DEVICE", "Tpm", "TpmAccess", "TpmSettings"]
+__all__ = ["DEFAULT_DEVICE", "JOIN_GROUP", "Tpm", "TpmAccess", "TpmSettings"]
 
 DEFAULT_DEVICE: Final = "/dev/tpmrm0"
 """The kernel's resource manager (Linux 4.12 and later)."""
+
+JOIN_GROUP: Final = "Run `sudo usermod -aG tss $USER`, then log out and in again."
+"""What a user types who may not use the TPM: distributions give it to the group tss."""
 
 _PAUSES: Final = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Seconds between tries of a command while the TPM is busy."""
@@ -65,9 +69,17 @@ class TpmSettings:
 class Tpm:
     """An open connection. `esapi` is the TSS's Enhanced System API; every command goes through `do`."""
 
-    def __init__(self, esapi: Any, tcti: Any, settings: TpmSettings, pause: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        esapi: Any,
+        tcti: Any,
+        settings: TpmSettings,
+        pause: Callable[[float], None],
+        claim: TpmClaim | None = None,
+    ) -> None:
         self.esapi = esapi
         self.settings = settings
+        self._claim = claim
         self._tcti = tcti  # the TSS keeps no reference to it
         self._pause = pause
         self._held: list[Any] = []
@@ -148,10 +160,14 @@ class Tpm:
         if not self._open:
             return
         self._open = False
-        self.release(*reversed(self._held))
-        self.esapi.close()
-        with suppress(Exception):  # a connection that broke has nothing left to close
-            self._tcti.close()
+        try:
+            self.release(*reversed(self._held))
+            self.esapi.close()
+            with suppress(Exception):  # a connection that broke has nothing left to close
+                self._tcti.close()
+        finally:
+            if self._claim is not None:
+                self._claim.release()
 
     def __enter__(self) -> Self:
         return self
@@ -163,7 +179,10 @@ class Tpm:
 
 
 class TpmAccess:
-    """Opens connections to one TPM. `open_tcti` takes the place of the configuration, for benches."""
+    """Opens connections to one TPM. `open_tcti` takes the place of the configuration, for benches.
+
+    Connections of `open_tcti` are not kept from each other: a bench uses one at a time.
+    """
 
     def __init__(
         self,
@@ -209,7 +228,8 @@ class TpmAccess:
     def open(self, *, as_it_is: bool = False) -> Tpm:
         """Connect. `as_it_is` leaves there what others left behind, to look at it.
 
-        Raises `DeviceError`: UNSUPPORTED without libtss2, TPM_UNAVAILABLE, TPM_PERMISSION.
+        Raises `DeviceError`: UNSUPPORTED without libtss2, TPM_UNAVAILABLE, TPM_PERMISSION; without a resource manager
+        TPM_BUSY when others had the TPM for 20 seconds.
         """
         tpm = self._connect()
         try:
@@ -225,14 +245,24 @@ class TpmAccess:
         from tpm2_pytss import ESAPI, ESYS_TR, TCTILdr, TSS2_Exception  # noqa: PLC0415
 
         os.environ.setdefault("TSS2_LOG", "all+NONE")  # else libtss2 writes every expected refusal to stderr
+        claim = self._take_claim()
         try:
             tcti = self._open_tcti() if self._open_tcti else TCTILdr.parse(self.configuration)
             esapi = ESAPI(tcti)
-        except (TSS2_Exception, RuntimeError, ValueError) as error:
-            raise _cannot_connect(self.configuration) from error
+        except BaseException as error:
+            if claim is not None:
+                claim.release()
+            if isinstance(error, TSS2_Exception | RuntimeError | ValueError):
+                raise _cannot_connect(self.configuration) from error
+            raise
         esapi.tr_set_auth(ESYS_TR.OWNER, self.settings.owner_auth)
         esapi.tr_set_auth(ESYS_TR.ENDORSEMENT, self.settings.endorsement_auth)
-        return Tpm(esapi, tcti, self.settings, self._pause)
+        return Tpm(esapi, tcti, self.settings, self._pause, claim)
+
+    def _take_claim(self) -> TpmClaim | None:
+        if self.managed or self._open_tcti is not None:
+            return None
+        return TpmClaim.take(claim_path(self.configuration, os.environ))
 
 
 def _no_library() -> DeviceError:
@@ -249,7 +279,7 @@ def _cannot_connect(configuration: str) -> DeviceError:
         return DeviceError(
             Reason.TPM_PERMISSION,
             f"This user may not use the TPM at {path}.",
-            fix="Run `sudo usermod -aG tss $USER`, then log out and in again.",
+            fix=JOIN_GROUP,
             metadata={"tcti": configuration},
         )
     return DeviceError(
