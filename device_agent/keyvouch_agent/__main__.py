@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from keyvouch_agent.config import home_path
     from keyvouch_agent.home import Home
 
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own log would be mixed into what we print
     output = Output(as_json=arguments.json)
     try:
         home = Home.open(home_path(arguments.home, os.environ))
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(arguments: argparse.Namespace, home: object, output: object) -> int:
     import importlib
 
-    module, function = _COMMANDS[arguments.command]
+    command = f"tpm {arguments.errand}" if arguments.command == "tpm" else arguments.command
+    module, function = _COMMANDS[command]
     perform = getattr(importlib.import_module(f"keyvouch_agent.commands.{module}"), function)
     return perform(arguments, home, output) or 0
 
@@ -63,6 +65,10 @@ _COMMANDS = {
     "status": ("standing", "status"),
     "keys": ("standing", "keys"),
     "doctor": ("doctor", "doctor"),
+    "rekey": ("rekey", "rekey"),
+    "tpm status": ("tpm_status", "status"),
+    "tpm unlock": ("tpm", "unlock"),
+    "tpm forget": ("tpm", "forget"),
 }
 
 
@@ -92,14 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_descriptor(approve, "--pin-fd", "the PIN")
     _add_prompt(command("deny", "Deny a sign-in request."))
     _add_prompt(command("report", "Deny a sign-in request and report that it was not you."))
-    _add_sign_in(
-        command("sign-in", "Sign in for an app on this device; prints the session's tokens.")
-    )
+    _add_sign_in(command("sign-in", "Sign in for an app on this device; prints the session's tokens."))
     command("status", "Show the enrolled accounts and their connections.")
     command("keys", "Show the keys this device approves with, honestly labelled.")
     _add_unregister(command("unregister", "Remove an account from this device and end its sessions."))
     command("doctor", "Check the home, the key providers and the servers.")
     _add_pin(command("pin", "Set or change the PIN of a key provider, or show its tries left."))
+    _add_rekey(command("rekey", "Put a new key in the place of an account's key in the TPM, behind the same PIN."))
+    _add_tpm(command("tpm", "Look at the TPM, end its lockout, take away what Keyvouch left in it."))
     return parser
 
 
@@ -156,6 +162,28 @@ def _add_pin(parser: argparse.ArgumentParser) -> None:
     _add_provider(parser)
     _add_descriptor(parser, "--pin-fd", "the old PIN")
     _add_descriptor(parser, "--new-pin-fd", "the new PIN")
+
+
+def _add_rekey(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("account", nargs="?", metavar="ACCOUNT", help="user name or device id, where there are several")
+    _add_descriptor(parser, "--pin-fd", "the PIN")
+
+
+def _add_tpm(parser: argparse.ArgumentParser) -> None:
+    errands = parser.add_subparsers(dest="errand", required=True, metavar="ERRAND")
+
+    def errand(name: str, purpose: str) -> argparse.ArgumentParser:
+        made = errands.add_parser(name, help=purpose, description=purpose, allow_abbrev=False)
+        _common(made, argparse.SUPPRESS, argparse.SUPPRESS)
+        return made
+
+    errand("status", "Show the TPM, and how the key and the PIN of each account in it stand.")
+    unlock = errand("unlock", "Reset the TPM's own lockout. It unblocks no account's PIN.")
+    _add_descriptor(unlock, "--lockout-auth-fd", "the password of the lockout")
+    forget = errand("forget", "Take an account's PIN counter out of the TPM and erase its files.")
+    forget.add_argument("account", nargs="?", metavar="ACCOUNT", help="user name, device id, or name of the account")
+    forget.add_argument("--abandoned", action="store_true", help="all that interrupted enrolments left behind")
+    forget.add_argument("--yes", action="store_true", help="also one that is enrolled; the server still lists it then")
 
 
 if __name__ == "__main__":

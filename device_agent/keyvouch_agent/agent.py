@@ -77,10 +77,11 @@ class Agent:
         await self._stopping.wait()
 
     async def reload(self) -> Document:
-        """Take up enrolments that were added to the ledger, and let go of those that were removed."""
+        """Take up enrolments that were added to the ledger or got a new key, and let go of those that were removed."""
         async with self._loading:
             found = {e.device_id: e for e in await asyncio.to_thread(self._ledger.enrolments)}
-            await self._end([device_id for device_id in self._running if device_id not in found])
+            running = [r.link.enrolment for r in self._running.values()]
+            await self._end([e.device_id for e in running if not _goes_on(e, found.get(e.device_id))])
             for device_id, enrolment in found.items():
                 if device_id not in self._running:
                     self._start(enrolment)
@@ -212,6 +213,10 @@ class Agent:
     def _emit(self, document: Document) -> None:
         for events in self._watchers:
             _offer(events, document)
+
+
+def _goes_on(running: Enrolment, found: Enrolment | None) -> bool:
+    return found is not None and found.credential_id == running.credential_id
 
 
 def _offer(events: Events, document: Document) -> None:

@@ -12,7 +12,15 @@ from enum import StrEnum, unique
 from typing import Protocol, TypeAlias
 
 from keyvouch.ids import CredentialId, DeviceId
-from keyvouch_agent.ports import Assertion, HealthReport, Provider, TpmEvidence, TpmGrant, TpmPreparation
+from keyvouch_agent.ports import (
+    Assertion,
+    HealthReport,
+    Provider,
+    TpmCertification,
+    TpmEvidence,
+    TpmGrant,
+    TpmPreparation,
+)
 
 __all__ = [
     "Answer",
@@ -29,6 +37,9 @@ __all__ = [
     "PromptLink",
     "Registered",
     "RegistrationOffer",
+    "ReplacementEvidence",
+    "ReplacementOffer",
+    "ReplacementServer",
     "RequiredAssurance",
     "Secret",
     "ServerEvent",
@@ -158,6 +169,29 @@ class Registered:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplacementOffer:
+    """BeginKeyReplacementResponse. `certificate` is the attestation key's, fresh, in DER."""
+
+    registration_id: str
+    statement: bytes
+    rp_id: str
+    user_handle: bytes
+    username: str
+    algorithms: tuple[int, ...]
+    certificate: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReplacementEvidence:
+    """CompleteKeyReplacementRequest: the bytes that are repeated as they are after a crash."""
+
+    registration_id: str
+    client_data_json: bytes
+    attestation_object: bytes
+    pin_index: TpmCertification
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A signed decision: an assertion for an approval, a signature of the channel key for all else."""
 
@@ -265,6 +299,22 @@ class DeviceServer(Protocol):
 
     async def display_name(self) -> str:
         """The device's name as the server knows it: proof that the channel works."""
+
+    async def close(self) -> None:
+        """End the channel."""
+
+
+class ReplacementServer(Protocol):
+    """The device listener's calls for a key replacement."""
+
+    async def begin_key_replacement(self) -> ReplacementOffer:
+        """Ask for a statement. A replacement that was begun before, and not completed, is forgotten."""
+
+    async def complete_key_replacement(self, evidence: ReplacementEvidence) -> CredentialId:
+        """Hand in the evidence; returns the device's key from now on. The same bytes give the same answer."""
+
+    async def registered_key(self) -> CredentialId:
+        """The key this device is registered with."""
 
     async def close(self) -> None:
         """End the channel."""

@@ -1,6 +1,7 @@
 """The composition root: the only place where the agent's parts are put together. Nothing here decides anything.
 
 enrol(...)           one registration, or the rest of an interrupted one
+rekey(...)           a new key for one enrolment, or the rest of an interrupted replacement
 build_agent(...)     the long-lived agent with its local API, not yet running
 run_agent(...)       the same, run until stopped, as the only one of its home
 unregister(...)      remove one enrolment from the server, then here
@@ -20,6 +21,7 @@ from keyvouch.errors import KeyvouchError, Reason
 from keyvouch_agent.agent import Agent
 from keyvouch_agent.agent_ports import Clock, EventHandler, PromptLink, Secret, StateHandler
 from keyvouch_agent.backoff import Backoff
+from keyvouch_agent.ceremonies.key_replacement import KeyReplacementCeremony
 from keyvouch_agent.ceremonies.registration import RegistrationCeremony, RegistrationWish
 from keyvouch_agent.channel_keys import ChannelKeys
 from keyvouch_agent.device_link import DeviceLink, LinkPorts, OpenLink
@@ -29,7 +31,7 @@ from keyvouch_agent.ledger import Enrolment, Ledger
 from keyvouch_agent.local_api import LocalApi
 from keyvouch_agent.logs import AgentLog
 from keyvouch_agent.ports import ProviderInteraction
-from keyvouch_agent.provider_shelf import ProviderShelf
+from keyvouch_agent.provider_shelf import ProviderKey, ProviderShelf
 from keyvouch_agent.rpc.channel import enrolled_channel, public_channel
 from keyvouch_agent.rpc.device import DeviceClient
 from keyvouch_agent.rpc.enrolment import EnrolmentClient
@@ -47,6 +49,7 @@ __all__ = [
     "enrol",
     "key_holders",
     "open_shelf",
+    "rekey",
     "run_agent",
     "unregister",
 ]
@@ -117,6 +120,37 @@ async def enrol(
         with home.lock(ENROL_LOCK):
             await asyncio.to_thread(holders.sweep_tpm, shelf)
             return await ceremony.run(wish)
+    finally:
+        shelf.close()
+        await server.close()
+
+
+async def rekey(
+    *,
+    home: Home,
+    enrolment: Enrolment,
+    interaction: ProviderInteraction,
+    progress: Callable[[str], None],
+    tuning: Tuning | None = None,
+) -> Enrolment:
+    """Replace the key of an enrolment, or finish a replacement that was interrupted.
+
+    A running agent of the same home must have lent its providers. Raises as `KeyReplacementCeremony.run` does.
+    """
+    holders = key_holders(home, tuning)
+    shelf, keys = ProviderShelf(holders.makers()), holders.channel_keys()
+    server = _device_server(enrolment, keys)
+    ceremony = KeyReplacementCeremony(
+        ledger=Ledger(home),
+        server=server,
+        provider=lambda: shelf.get(ProviderKey(enrolment.provider, enrolment.account)),
+        interaction=interaction,
+        progress=progress,
+        channel_keys=keys,
+    )
+    try:
+        with home.lock(ENROL_LOCK):
+            return await ceremony.run(enrolment)
     finally:
         shelf.close()
         await server.close()

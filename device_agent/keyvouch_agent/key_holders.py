@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from keyvouch.errors import DeviceError, KeyvouchError
+from keyvouch.errors import DeviceError, KeyvouchError, Reason
 from keyvouch.ids import CredentialId
 from keyvouch_agent.agent_ports import Clock
 from keyvouch_agent.agent_settings import load_settings, read_auth
@@ -43,6 +43,7 @@ EVENT_LOG: Final = "/sys/kernel/security/tpm0/binary_bios_measurements"
 """Where Linux shows the firmware's log."""
 
 TPM_FOLDER: Final = "vault-tpm"
+_TPM_RECORD: Final = "account.cbor"
 _SOFTWARE_FOLDER: Final = "vault-software"
 
 Opened = tuple[Provider, Callable[[], None]]
@@ -89,14 +90,26 @@ class KeyHolderSet:
 
     def tpm_accounts(self) -> tuple[str, ...]:
         """Names of the accounts that have a folder, in use or left behind."""
-        folder = self._home.folder(TPM_FOLDER)
-        return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+        if not (self._home.path / TPM_FOLDER).exists():
+            return ()
+        return tuple(sorted(path.name for path in self._home.folder(TPM_FOLDER).iterdir() if path.is_dir()))
 
     def abandoned_tpm_accounts(self) -> tuple[str, ...]:
         """Those that neither an enrolment nor an interrupted registration names: a killed `enroll` left them."""
         ledger = Ledger(self._home)
         used = {e.account for e in ledger.enrolments()} | {s.account for s in ledger.staged()}
         return tuple(account for account in self.tpm_accounts() if account not in used)
+
+    def has_tpm_record(self, name: str) -> bool:
+        """Whether an account still knows what it has in the TPM, damaged or not."""
+        return (self._home.path / TPM_FOLDER / name / _TPM_RECORD).exists()
+
+    def discard_tpm_account(self, name: str) -> None:
+        """Remove the files of an account whose record is damaged. What it had in the TPM stays there."""
+        folder = self._home.folder(f"{TPM_FOLDER}/{name}")
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
 
     def best_kind(self, say: Callable[[str], None]) -> str:
         """The kind of provider for who does not name one: a TPM that can be used, else software. Says which and why."""
@@ -126,11 +139,15 @@ class KeyHolderSet:
         return BuiltInProvider(Authenticator(vault, self._clock, entropy)), vault.close
 
     def _tpm(self, name: str) -> Opened:
+        if not name:
+            raise _no_account()
         access = self.tpm_access()
         access.require_library()
         from keyvouch_agent.vaults.tpm.account import TpmAccount  # noqa: PLC0415 - needs libtss2
         from keyvouch_agent.vaults.tpm.health import report  # noqa: PLC0415
+        from keyvouch_agent.vaults.tpm.losses import NO_SUCH_KEY  # noqa: PLC0415
         from keyvouch_agent.vaults.tpm.registration import TpmRegistration  # noqa: PLC0415
+        from keyvouch_agent.vaults.tpm.replacement import TpmReplacement  # noqa: PLC0415
         from keyvouch_agent.vaults.tpm.vault import TpmVault  # noqa: PLC0415
 
         entropy = SystemEntropy()
@@ -144,6 +161,8 @@ class KeyHolderSet:
             steps=lambda: TpmRegistration(account, vault, entropy),
             health=lambda data, pcrs: report(account, data, pcrs, event_log=self._event_log(access)),
             forget=vault.reset,
+            replacement=lambda: TpmReplacement(account, vault),
+            no_such_key=NO_SUCH_KEY.error,
         )
         return BuiltInProvider(Authenticator(vault, self._clock, entropy), native=native), vault.close
 
@@ -177,6 +196,14 @@ class ShelfHolders:
         key = ProviderKey(provider or self._kind, account)
         self._shelf.get(key).forget(credential_id)
         self._shelf.erase(key)
+
+
+def _no_account() -> DeviceError:
+    return DeviceError(
+        Reason.KEY_NOT_FOUND,
+        "A TPM keeps the keys of each account apart, and no account of this home has its key there.",
+        fix="Make one with `keyvouch-agent enroll --provider tpm`.",
+    )
 
 
 class _LateTpmChannelKeys:

@@ -2,6 +2,7 @@
 
     enrolments/<device id>.json      one per account: server, user, credential, channel key, certificate chain
     staged/<registration id>.json    a registration that is about to be completed, bytes and all
+    replacing/<device id>.json       a new key that is about to take the place of a registered one
     outbox/<digest>.json             a signed answer whose outcome has not arrived
 
 Each file is one strict JSON object, written whole or not at all (`home`). A registration is staged before it is
@@ -21,12 +22,12 @@ from typing import Any, ClassVar, TypeVar
 
 from keyvouch.errors import DeviceError, MalformedError, NotFoundError, Reason
 from keyvouch.ids import CredentialId, DeviceId, ServerId, TenantId, UserId
-from keyvouch_agent.agent_ports import Answer
+from keyvouch_agent.agent_ports import Answer, ReplacementEvidence
 from keyvouch_agent.home import Home
-from keyvouch_agent.ports import Assertion
+from keyvouch_agent.ports import Assertion, TpmCertification
 from keyvouch_agent.strict_json import COUNT, FLAG, Field, dump_object, octets, octets_list, parse_object, text
 
-__all__ = ["Enrolment", "KeptAnswer", "Ledger", "StagedRegistration"]
+__all__ = ["Enrolment", "KeptAnswer", "Ledger", "StagedRegistration", "StagedReplacement", "not_enrolled"]
 
 LONGEST_FILE = 256 * 1024
 
@@ -127,6 +128,37 @@ class StagedRegistration:
 
 
 @dataclass(frozen=True, slots=True)
+class StagedReplacement:
+    """Everything it takes to send CompleteKeyReplacement again with the same bytes."""
+
+    FORMAT: ClassVar[str] = "keyvouch staged replacement"
+    FIELDS: ClassVar[Mapping[str, Field]] = {
+        "device_id": text(),
+        "registration_id": text(),
+        "credential_id": octets(1023),
+        "client_data_json": octets(65536),
+        "attestation_object": octets(65536),
+        "attest": octets(),
+        "signature": octets(),
+    }
+    ADDED: ClassVar[Mapping[str, Field]] = {}
+
+    device_id: str
+    registration_id: str
+    credential_id: CredentialId
+    client_data_json: bytes = field(repr=False)
+    attestation_object: bytes = field(repr=False)
+    attest: bytes = field(repr=False)
+    signature: bytes = field(repr=False)
+
+    @property
+    def evidence(self) -> ReplacementEvidence:
+        """The bytes to send."""
+        pin_index = TpmCertification(self.attest, self.signature)
+        return ReplacementEvidence(self.registration_id, self.client_data_json, self.attestation_object, pin_index)
+
+
+@dataclass(frozen=True, slots=True)
 class KeptAnswer:
     """An answer as it was signed. `expires_at` is the offer's, on the server's clock."""
 
@@ -187,7 +219,7 @@ class KeptAnswer:
         return Answer(self.prompt_id, self.statement, assertion=proof)
 
 
-_Record = TypeVar("_Record", Enrolment, StagedRegistration, KeptAnswer)
+_Record = TypeVar("_Record", Enrolment, StagedRegistration, StagedReplacement, KeptAnswer)
 
 
 class Ledger:
@@ -212,9 +244,10 @@ class Ledger:
         self._store(_file("enrolments", enrolment.device_id), enrolment)
 
     def remove(self, device_id: str) -> None:
-        """Remove an enrolment and the answers it still keeps."""
+        """Remove an enrolment, the answers it still keeps, and a replacement of its key that was interrupted."""
         for kept in self.outbox(device_id):
             self.drop(kept.prompt_id)
+        self.forget_replacement(device_id)
         self.home.delete(_file("enrolments", device_id))
 
     def staged(self) -> tuple[StagedRegistration, ...]:
@@ -228,6 +261,21 @@ class Ledger:
     def unstage(self, registration_id: str) -> None:
         """Forget a registration that is complete, or that the server will never complete."""
         self.home.delete(_file("staged", registration_id))
+
+    def replacement(self, device_id: str) -> StagedReplacement | None:
+        """A replacement of this device's key that was about to be completed."""
+        try:
+            return self._load(_file("replacing", device_id), StagedReplacement)
+        except FileNotFoundError:
+            return None
+
+    def keep_replacement(self, replacement: StagedReplacement) -> None:
+        """Keep a replacement before it is sent."""
+        self._store(_file("replacing", replacement.device_id), replacement)
+
+    def forget_replacement(self, device_id: str) -> None:
+        """Forget a replacement that is complete, or that the server will never complete."""
+        self.home.delete(_file("replacing", device_id))
 
     def outbox(self, device_id: str) -> tuple[KeptAnswer, ...]:
         """Answers of a device whose outcome has not arrived."""
@@ -243,7 +291,7 @@ class Ledger:
 
     def sweep(self) -> None:
         """Remove what interrupted writes have left behind."""
-        for folder in ("enrolments", "staged", "outbox"):
+        for folder in ("enrolments", "staged", "replacing", "outbox"):
             self.home.sweep(folder)
 
     def _all(self, folder: str, kind: type[_Record]) -> tuple[_Record, ...]:
@@ -275,6 +323,7 @@ class Ledger:
         ways = {
             "enrolments": "Restore it from a backup, or move it away and enrol this device again.",
             "staged": "Move it away, then run `keyvouch-agent enroll` again.",
+            "replacing": "Move it away, then run `keyvouch-agent rekey` again.",
             "outbox": "Move it away; an unanswered prompt is shown again.",
         }
         return DeviceError(

@@ -47,6 +47,7 @@ __all__ = [
     "ProviderKind",
     "ProviderSession",
     "Registration",
+    "ReplacementSteps",
     "TpmCertification",
     "TpmEvidence",
     "TpmGrant",
@@ -313,6 +314,22 @@ class NativeSteps(Protocol):
         """Let go of what the steps held. Does nothing the second time."""
 
 
+class ReplacementSteps(Protocol):
+    """What a holder of keys does when a new key takes the place of a registered one, behind the same PIN."""
+
+    def accept(self, statement: bytes, certificate: bytes) -> None:
+        """Take what the server sends: its statement, and a fresh certificate (DER) of the attestation key."""
+
+    def certify_pin(self, statement: bytes) -> TpmCertification:
+        """Prove how the PIN stands, for this statement."""
+
+    def forget(self, credential_id: CredentialId) -> None:
+        """Destroy a key that came to nothing. Does nothing for one that is not there."""
+
+    def keep_only(self, credential_id: CredentialId) -> None:
+        """Destroy every key of the account but this one."""
+
+
 class ProviderSession(Protocol):
     """One ceremony with one provider."""
 
@@ -360,6 +377,9 @@ class Provider(Protocol):
 
     def health(self, qualifying_data: bytes, pcrs: Sequence[int]) -> HealthReport | None:
         """What the holder says of itself, over `qualifying_data`; None where it says nothing. Blocks, never raises."""
+
+    def replacement(self) -> ReplacementSteps | None:
+        """Begin to put a new key in the place of a registered one; None where the holder cannot."""
 
     def forget(self, credential_id: CredentialId | None) -> None:
         """Destroy a key that is not registered any more, and with the account's only one the account (TPM).

@@ -26,6 +26,7 @@ __all__ = ["DemoKeys", "chosen"]
 
 PEOPLE: Final = 2
 """Everybody has a device of their own, so a TPM of their own."""
+_PACKAGES: Final = "swtpm swtpm-tools libtss2-dev pkg-config gcc libc6-dev python3-dev"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +76,14 @@ def chosen(wanted: str, folder: Path) -> Iterator[DemoKeys]:
             if wanted == "tpm":
                 raise _no_tpm(" ".join(why))
         reason = "as you asked" if wanted else " ".join(why)
-        yield DemoKeys(f"Key provider: software ({reason}). The keys say so wherever they appear.")
+        yield DemoKeys(f"Key provider: software ({reason.rstrip('.')}). The keys say so wherever they appear.")
 
 
 def _no_tpm(why: str) -> UnavailableError:
     return UnavailableError(
         Reason.TPM_UNAVAILABLE,
         f"There is no TPM for the demonstration. {why}",
-        fix="Install swtpm, swtpm-tools and libtss2-dev, or run it with --provider software.",
+        fix=f"Run apt-get install {_PACKAGES}, or take --provider software.",
     )
 
 
@@ -105,7 +106,7 @@ def _real(why: list[str]) -> DemoKeys | None:
 def _emulated(stack: ExitStack, folder: Path, why: list[str]) -> DemoKeys | None:
     """Two emulated TPMs, made for this demonstration."""
     if shutil.which("swtpm", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
-        why.append("No emulated one is installed (Debian: swtpm, swtpm-tools).")
+        why.append(f"No emulated one is installed; on Debian: apt-get install {_PACKAGES}.")
         return None
     try:
         TpmAccess().require_library()

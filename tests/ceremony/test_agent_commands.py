@@ -116,7 +116,7 @@ async def test_failures_are_told_to_people_and_to_programs(bench: AgentBench) ->
     code, out, err = await enroll(bench)
     assert (code, out) == (1, "")
     assert err.startswith("error: ada of example is enrolled on this device already.")
-    assert "unregister" in err
+    assert "--replace" in err
     code, out, err = await enroll(bench, "--json")
     error = json.loads(err.splitlines()[-1])["error"]
     assert (code, error["kind"], error["reason"]) == (1, "ConflictError", "already_enrolled")

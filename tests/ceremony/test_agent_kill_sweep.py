@@ -121,7 +121,7 @@ async def test_enrolment_survives_a_kill_of_the_agent(
     (enrolment,) = ledger.enrolments()
     assert not ledger.staged()
     assert devices_of(stage, account) == [enrolment.device_id]
-    assert await bootstrap.check_server(enrolment) == enrolment.display_name
+    assert await bootstrap.check_server(Home.open(agent.home), enrolment) == enrolment.display_name
     stage.check()
 
 

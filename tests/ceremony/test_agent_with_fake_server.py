@@ -53,7 +53,7 @@ async def test_enrolment_makes_a_record_that_opens_the_device_channel(bench: Age
     assert bench.ledger.staged() == ()
     assert enrolment.server_id == bench.rows.authority.server_id
     assert enrolment.provider == "software"
-    assert await bootstrap.check_server(enrolment) == "Ada's laptop"
+    assert await bootstrap.check_server(bench.home, enrolment) == "Ada's laptop"
 
 
 async def test_a_refused_access_pass_leaves_nothing_behind(bench: AgentBench) -> None:

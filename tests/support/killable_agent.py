@@ -1,12 +1,13 @@
 """A device agent for crash tests: the real one, with points at its files, its calls and its streams.
 
     python -m support.killable_agent enroll --home DIR --server HOST:PORT --ca FILE --tenant NAME --user NAME
+    python -m support.killable_agent rekey --home DIR
     python -m support.killable_agent run --home DIR
 
-`enroll` reads PIN and access pass as JSON from its standard input and is armed from the start; `run` says `ready` and
-is armed by SIGUSR1. Points (`kill_points`): `before-write FOLDER`, `after-write FOLDER`, `before-delete FOLDER`,
-`after-delete FOLDER` of the ledger; `before-call METHOD`, `after-reply METHOD`; `before-send EVENT`,
-`after-send EVENT`, `after-receive EVENT` of the prompt stream; `ask PIN`.
+`enroll` and `rekey` read PIN and access pass as JSON from their standard input and are armed from the start; `run` says
+`ready` and is armed by SIGUSR1. Points (`kill_points`): `before-write FOLDER`, `after-write FOLDER`,
+`before-delete FOLDER`, `after-delete FOLDER` of the ledger; `before-call METHOD`, `after-reply METHOD`;
+`before-send EVENT`, `after-send EVENT`, `after-receive EVENT` of the prompt stream; `ask PIN`.
 
 Not here: any failpoint of the product; it has none. Everything else is what `keyvouch_agent.bootstrap` puts together.
 """
@@ -30,6 +31,7 @@ from keyvouch_agent.bootstrap import Tuning
 from keyvouch_agent.ceremonies.registration import RegistrationWish
 from keyvouch_agent.home import Home
 from keyvouch_agent.interactions import GivenPin
+from keyvouch_agent.ledger import Ledger
 from keyvouch_agent.logs import open_log
 from keyvouch_agent.ports import Pin
 from keyvouch_agent.vaults.software import KdfParameters
@@ -67,6 +69,11 @@ class MortalPin(GivenPin):
     def __init__(self, pin: str, points: Points) -> None:
         super().__init__(Pin(pin), may_set=True)
         self._points = points
+
+    def request_pin(self, retries_left: int | None, min_length: int) -> Pin | None:
+        """See `ProviderInteraction`."""
+        self._points.reach("ask PIN")
+        return super().request_pin(retries_left, min_length)
 
     def request_new_pin(self, min_length: int) -> Pin | None:
         """See `ProviderInteraction`."""
@@ -155,6 +162,16 @@ async def enroll(arguments: argparse.Namespace, points: Points) -> None:
     )
 
 
+async def rekey(arguments: argparse.Namespace, points: Points) -> None:
+    """As `keyvouch-agent rekey`, for the only account."""
+    points.arm()
+    home, given = MortalHome(arguments.home, points), json.loads(sys.stdin.read())
+    (enrolment,) = Ledger(home).enrolments()
+    await bootstrap.rekey(
+        home=home, enrolment=enrolment, interaction=MortalPin(given["pin"], points), progress=lambda _: None
+    )
+
+
 async def run(arguments: argparse.Namespace, points: Points) -> None:
     """As `keyvouch-agent run --quiet-prompts`."""
     loop = asyncio.get_running_loop()
@@ -170,7 +187,7 @@ async def run(arguments: argparse.Namespace, points: Points) -> None:
 def main() -> int:
     """Run a command."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("command", choices=["enroll", "run"])
+    parser.add_argument("command", choices=["enroll", "rekey", "run"])
     for name in ("--server", "--tenant", "--user"):
         parser.add_argument(name)
     parser.add_argument("--home", type=Path, required=True)
@@ -178,7 +195,7 @@ def main() -> int:
     arguments = parser.parse_args()
     points = Points()
     observe_channels(points)
-    asyncio.run({"enroll": enroll, "run": run}[arguments.command](arguments, points))
+    asyncio.run({"enroll": enroll, "rekey": rekey, "run": run}[arguments.command](arguments, points))
     return 0
 
 

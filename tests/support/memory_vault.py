@@ -81,7 +81,7 @@ class MemoryVault:
         self._retries -= 1
         if pin_hash != self._pin_hash:
             reason = Reason.PIN_WRONG if self._retries else Reason.PIN_BLOCKED
-            raise DeviceError(reason, "Wrong.", retries_left=self._retries)
+            raise DeviceError(reason, "Wrong.", retries_left=self._retries, fix="Try another one.")
         self._retries = 8
         self._unlocked = True
 

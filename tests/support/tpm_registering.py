@@ -1,9 +1,9 @@
 """The server's part in a registration with a TPM, played by a test that sees every secret and can bend every answer.
 
-    server = ScriptedServer()
-    with registering(account, vault, server) as ceremony:
-        grant = server.grant(ceremony.prepare(server.offer))
-        ceremony.accept(grant)
+server = ScriptedServer()
+with registering(account, vault, server) as ceremony:
+    grant = server.grant(ceremony.prepare(server.offer))
+    ceremony.accept(grant)
 """
 
 from __future__ import annotations

@@ -21,13 +21,13 @@ from keyvouch_agent.home import Home
 from keyvouch_agent.interactions import GivenPin
 from keyvouch_agent.ledger import Enrolment, Ledger, not_enrolled
 from keyvouch_agent.local_client import borrow_providers, call_agent
-from keyvouch_agent.pin_standing import describe_pin
+from keyvouch_agent.pin_standing import check_pin_usable, describe_pin
 from keyvouch_agent.ports import Pin, PinControl, ProviderInteraction, ProviderKind
 from keyvouch_agent.prompts.tty_lines import TtyLines
 from keyvouch_agent.provider_shelf import ProviderKey
 from keyvouch_agent.views import enrolment_document, pin_document
 
-__all__ = ["change_pin", "enroll", "unregister"]
+__all__ = ["change_pin", "chosen", "enroll", "unregister"]
 
 _PIN_SESSION = "keyvouch"
 """A relying party for sessions that only manage the PIN; nothing is signed in them."""
@@ -128,7 +128,7 @@ def _authority(path: str | None) -> str:
 
 def unregister(arguments: argparse.Namespace, home: Home, output: Output) -> None:
     """Remove one enrolment, after asking."""
-    enrolment = _chosen(arguments, home)
+    enrolment = chosen(arguments.device, home)
     with borrow_providers(home):
         ended = asyncio.run(_unregister(arguments, home, output, enrolment))
     with suppress(UnavailableError):  # where no agent runs, there is nothing to tell
@@ -152,8 +152,8 @@ async def _unregister(arguments: argparse.Namespace, home: Home, output: Output,
     )
 
 
-def _chosen(arguments: argparse.Namespace, home: Home) -> Enrolment:
-    wanted = arguments.device
+def chosen(wanted: str | None, home: Home) -> Enrolment:
+    """The enrolment with that user name or device id; None for the only one. Raises NOT_ENROLLED, FIELD_INVALID."""
     found = [e for e in Ledger(home).enrolments() if wanted in {None, e.device_id, e.username}]
     if not found:
         raise not_enrolled()
@@ -180,6 +180,8 @@ async def _change_pin(arguments: argparse.Namespace, home: Home, output: Output)
         if arguments.status:
             output.result(pin_document(capabilities), f"{capabilities.name}: {describe_pin(capabilities)}.")
             return
+        if capabilities.kind is ProviderKind.TPM:
+            check_pin_usable(capabilities)
         async with AsyncExitStack() as stack:
             interaction = await _pin_interaction(arguments, _Terminal(stack))
             session = stack.enter_context(provider.open(interaction, rp_id=_PIN_SESSION))

@@ -4,69 +4,59 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import TypeAlias
 
 from keyvouch.errors import DeviceError, KeyvouchError, Reason, UnavailableError
 from keyvouch_agent import bootstrap
+from keyvouch_agent.commands.findings import Finding, good, look, note, problem, trouble
 from keyvouch_agent.commands.output import Output
+from keyvouch_agent.commands.tpm_findings import tpm_findings
 from keyvouch_agent.home import Home
-from keyvouch_agent.ledger import Ledger
+from keyvouch_agent.ledger import Enrolment, Ledger
 from keyvouch_agent.local_client import call_agent
 from keyvouch_agent.pin_standing import describe_pin
-from keyvouch_agent.prompts.inert import inert
+from keyvouch_agent.ports import ProviderKind
 from keyvouch_agent.provider_shelf import ProviderKey, ProviderShelf
 
 __all__ = ["doctor"]
 
-Finding: TypeAlias = Mapping[str, object]
-
-_HARDWARE = ("tpm", "fido2", "smartcard")
+_ABSENT = ("fido2", "smartcard")
 
 
 def doctor(_arguments: argparse.Namespace, home: Home, output: Output) -> int:
     """Print the findings; the exit code is 1 when something is in the way of approving."""
     output.progress("Looking at the home, the key providers and the servers.")
     findings = [
-        _look("home", lambda: f"{home.folder('')} is private"),
-        _look("ledger", lambda: f"accounts enrolled: {len(Ledger(home).enrolments())}"),
+        look("home", lambda: f"{home.folder('')} is private"),
+        look("ledger", lambda: f"accounts enrolled: {len(Ledger(home).enrolments())}"),
         _agent(home),
-        *_providers(home),
+        _software(home),
+        *tpm_findings(bootstrap.key_holders(home), home),
+        *(note(f"provider {kind}", "not part of this release") for kind in _ABSENT),
+        *_replacements(home),
         *asyncio.run(_servers(home)),
     ]
-    fine = all(finding["ok"] or finding["optional"] for finding in findings)
-    output.result({"ok": fine, "checks": findings}, *(_line(finding) for finding in findings))
+    fine = all(finding.ok or finding.optional for finding in findings)
+    document = {"ok": fine, "checks": [finding.document for finding in findings]}
+    output.result(document, *(finding.line for finding in findings))
     return 0 if fine else 1
-
-
-def _finding(check: str, ok: bool, detail: str, fix: str = "", *, optional: bool = False) -> Finding:
-    return {"check": check, "ok": ok, "optional": optional, "detail": detail, "fix": fix}
-
-
-def _look(check: str, examine: Callable[[], str]) -> Finding:
-    try:
-        return _finding(check, True, examine())
-    except KeyvouchError as error:
-        return _finding(check, False, error.message, error.fix)
 
 
 def _agent(home: Home) -> Finding:
     try:
         call_agent(home, "status", seconds=5.0)
     except UnavailableError as error:
-        return _finding("agent", False, error.message, error.fix, optional=True)
+        return trouble("agent", error, optional=True)
     except KeyvouchError as error:
-        return _finding("agent", False, error.message, error.fix)
-    return _finding("agent", True, "an agent is running")
+        return trouble("agent", error)
+    return good("agent", "an agent is running")
 
 
-def _providers(home: Home) -> list[Finding]:
+def _software(home: Home) -> Finding:
     shelf = bootstrap.open_shelf(home)
     try:
-        found = [_provider(kind, shelf) for kind in shelf.kinds()]
+        return _provider(ProviderKind.SOFTWARE.value, shelf)
     finally:
         shelf.close()
-    return found + [_absent(kind) for kind in _HARDWARE if kind not in shelf.kinds()]
 
 
 def _provider(kind: str, shelf: ProviderShelf) -> Finding:
@@ -75,35 +65,42 @@ def _provider(kind: str, shelf: ProviderShelf) -> Finding:
         capabilities = shelf.get(ProviderKey(kind)).capabilities()
     except DeviceError as error:
         if error.reason is Reason.VAULT_BUSY:
-            return _finding(check, True, "in use by the running agent")
-        return _finding(check, False, error.message, error.fix)
-    usable = capabilities.pin_retries_left != 0
-    fix = "" if usable else "Its keys cannot be used any more: unregister, move the vault away, enrol again."
-    return _finding(check, usable, f"{capabilities.name}: {describe_pin(capabilities)}", fix)
+            return good(check, "in use by the running agent")
+        return trouble(check, error)
+    words = f"{capabilities.name}: {describe_pin(capabilities)}"
+    if capabilities.pin_retries_left == 0:
+        return problem(check, words, "Its keys cannot be used any more: unregister, move the vault away, enrol again.")
+    return good(check, words)
 
 
-def _absent(kind: str) -> Finding:
-    return _finding(f"provider {kind}", False, "not part of this release", optional=True)
-
-
-async def _servers(home: Home) -> list[Finding]:
+def _enrolments(home: Home) -> tuple[Enrolment, ...]:
     try:
-        enrolments = Ledger(home).enrolments()
+        return Ledger(home).enrolments()
     except KeyvouchError:
-        return []  # reported under `ledger`
+        return ()  # reported under `ledger`
+
+
+def _replacements(home: Home) -> list[Finding]:
+    """A server may have a new key already that this device does not know yet."""
     findings = []
-    for enrolment in enrolments:
-        check = f"server {enrolment.device_endpoint}"
+    for e in _enrolments(home):
+        check = f"key replacement of {e.username} of {e.tenant_name}"
         try:
-            name = await bootstrap.check_server(home, enrolment)
-            findings.append(_finding(check, True, f"knows this device as {name}"))
+            if Ledger(home).replacement(e.device_id):
+                fix = f"Run `keyvouch-agent rekey {e.device_id}`: it finishes it."
+                findings.append(problem(check, "it was interrupted", fix))
         except KeyvouchError as error:
-            findings.append(_finding(check, False, error.message, error.fix))
+            findings.append(trouble(check, error))
     return findings
 
 
-def _line(finding: Finding) -> str:
-    mark = "ok     " if finding["ok"] else "absent " if finding["optional"] else "PROBLEM"
-    text = f"{mark} {inert(str(finding['check']), longest=80)}: {inert(str(finding['detail']), longest=400)}"
-    fix = inert(str(finding["fix"]), longest=400)
-    return text if finding["ok"] or not fix else f"{text}\n        {fix}"
+async def _servers(home: Home) -> list[Finding]:
+    findings = []
+    for enrolment in _enrolments(home):
+        check = f"server {enrolment.device_endpoint}"
+        try:
+            name = await bootstrap.check_server(home, enrolment)
+            findings.append(good(check, f"knows this device as {name}"))
+        except KeyvouchError as error:
+            findings.append(trouble(check, error))
+    return findings

@@ -21,14 +21,16 @@ _NONE = "This device is not enrolled. Begin with `keyvouch-agent enroll --server
 
 def status(_arguments: argparse.Namespace, home: Home, output: Output) -> None:
     """Enrolments, and how their streams fare."""
-    staged = [s.registration_id for s in Ledger(home).staged()]
+    ledger = Ledger(home)
+    staged = [s.registration_id for s in ledger.staged()]
+    replacing = [e.device_id for e in ledger.enrolments() if ledger.replacement(e.device_id)]
     try:
         found = call_agent(home, "status").get("enrolments")
         running = True
     except UnavailableError as error:
         if error.reason is not Reason.AGENT_NOT_RUNNING:
             raise
-        found = [{**_document(e), "state": "agent not running"} for e in Ledger(home).enrolments()]
+        found = [{**_document(e), "state": "agent not running"} for e in ledger.enrolments()]
         running = False
     enrolments = [e for e in found if isinstance(e, dict)] if isinstance(found, list) else []
     lines = [_status_lines(e) for e in enrolments] or [_NONE]
@@ -36,8 +38,9 @@ def status(_arguments: argparse.Namespace, home: Home, output: Output) -> None:
         lines.append("No agent is running: prompts do not reach this device. Start it with `keyvouch-agent run`.")
     if staged:
         lines.append("A registration was interrupted: run the same `keyvouch-agent enroll` again to finish it.")
+    lines += [f"A replacement of its key was interrupted: `keyvouch-agent rekey {d}` finishes it." for d in replacing]
     document = {"home": str(home.path), "running": running, "enrolments": enrolments, "interrupted": staged}
-    output.result(document, *lines)
+    output.result({**document, "replacing": replacing}, *lines)
 
 
 def keys(_arguments: argparse.Namespace, home: Home, output: Output) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from fido2.ctap import CtapError
 
-from keyvouch.errors import DeviceError
+from keyvouch.errors import DeviceError, Reason
 from keyvouch.ids import CredentialId
 from keyvouch_agent.authenticator.device import AuthenticatorDevice
 from keyvouch_agent.authenticator.engine import Authenticator
@@ -27,6 +27,7 @@ from keyvouch_agent.ports import (
     ProviderCapabilities,
     ProviderInteraction,
     ProviderKind,
+    ReplacementSteps,
 )
 from keyvouch_agent.providers.ctap_failures import device_error
 from keyvouch_agent.providers.ctap_session import CtapSession
@@ -65,6 +66,10 @@ class NativeHolder:
     health: Callable[[bytes, Sequence[int]], HealthReport] | None = None
     forget: Callable[[], None] | None = None
     """Takes everything of the account away, where accounts are kept apart."""
+    replacement: Callable[[], ReplacementSteps] | None = None
+    """Begins to put a new key in the place of a registered one."""
+    no_such_key: Callable[[], DeviceError] | None = None
+    """What it means that the account does not know a key."""
 
 
 class BuiltInProvider:
@@ -108,7 +113,9 @@ class BuiltInProvider:
         def explain(status: int | None) -> DeviceError | None:
             if status == CtapError.ERR.OPERATION_DENIED and presence.timed_out:
                 return device_error(CtapError(CtapError.ERR.USER_ACTION_TIMEOUT))
-            return device.failure if status == CtapError.ERR.OTHER else None
+            if status == CtapError.ERR.NO_CREDENTIALS and self._native.no_such_key:
+                return self._native.no_such_key()
+            return _in_its_own_words(status, device.failure)
 
         return CtapSession(
             device,
@@ -124,12 +131,22 @@ class BuiltInProvider:
         """What stands behind the vault says of itself."""
         return self._native.health(qualifying_data, pcrs) if self._native.health else None
 
+    def replacement(self) -> ReplacementSteps | None:
+        """The native holder's, if it has any."""
+        return self._native.replacement() if self._native.replacement else None
+
     def forget(self, credential_id: CredentialId | None) -> None:
         """Destroy a key, or with the native holder all of the account."""
         if self._native.forget:
             self._native.forget()
         elif credential_id is not None:
             self._authenticator.forget(credential_id)
+
+
+def _in_its_own_words(status: int | None, failure: DeviceError | None) -> DeviceError | None:
+    """What the vault said, where it knows more than CTAP can say; a wrong PIN that blocks is told as a blocked one."""
+    blocked = failure is not None and failure.reason is Reason.PIN_BLOCKED
+    return failure if status == CtapError.ERR.OTHER or (status == CtapError.ERR.PIN_BLOCKED and blocked) else None
 
 
 class _ConfirmedPresence:

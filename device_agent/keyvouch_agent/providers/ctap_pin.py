@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fido2.ctap import CtapError
 from fido2.ctap2.base import Ctap2
 from fido2.ctap2.pin import ClientPin
 
 from keyvouch.errors import DeviceError, Reason
 from keyvouch_agent.ports import Pin
-from keyvouch_agent.providers.ctap_failures import device_error
+from keyvouch_agent.providers.ctap_failures import device_error, status_of
 
 __all__ = ["MAX_PIN_BYTES", "CtapPinControl"]
 
@@ -19,12 +21,21 @@ MAX_PIN_BYTES = 63
 class CtapPinControl:
     """The PIN of one connected authenticator. `min_length` is the agent's policy, at least the authenticator's.
 
+    `explain` may know more about a CTAP status, as in `CtapSession`.
+
     The policy is a length and nothing else: the retry limit makes guessing hopeless, and rules about digits
     and sequences move people to the few PINs that satisfy them (NIST SP 800-63B section 3.1.1.2).
     """
 
-    def __init__(self, ctap: Ctap2, min_length: int) -> None:
+    def __init__(
+        self,
+        ctap: Ctap2,
+        min_length: int,
+        *,
+        explain: Callable[[int | None], DeviceError | None] = lambda _status: None,
+    ) -> None:
         self._ctap = ctap
+        self._known = explain
         self._min_length = max(min_length, ctap.info.min_pin_length)
 
     @property
@@ -33,7 +44,7 @@ class CtapPinControl:
         try:
             return bool(self._ctap.get_info().options.get("clientPin"))
         except CtapError as error:
-            raise device_error(error) from error
+            raise self._known(status_of(error)) or device_error(error) from error
 
     @property
     def retries_left(self) -> int | None:
@@ -75,7 +86,7 @@ class CtapPinControl:
         try:
             ClientPin(self._ctap).set_pin(new.reveal())
         except CtapError as error:
-            raise device_error(error) from error
+            raise self._known(status_of(error)) or device_error(error) from error
 
     def change(self, old: Pin, new: Pin) -> None:
         """Put `new` in the place of `old`."""
@@ -84,7 +95,8 @@ class CtapPinControl:
         try:
             ClientPin(self._ctap).change_pin(old.reveal(), new.reveal())
         except CtapError as error:
-            raise device_error(error, retries_left=self.retries_left) from error
+            known = self._known(status_of(error))  # asking for the retries is the next command, and forgets it
+            raise known or device_error(error, retries_left=self.retries_left) from error
 
     def _check(self, pin: Pin) -> None:
         text = pin.reveal()

@@ -98,8 +98,9 @@ class CtapSession:
             self._ctap = Ctap2(device)
         except (CtapError, OSError, *_MALFORMED) as error:
             device.close()
-            raise _no_ctap2(error) from error
-        self._pin = CtapPinControl(self._ctap, min_pin_length)
+            known = explain(status_of(error)) if isinstance(error, CtapError) else None
+            raise known or _no_ctap2(error) from error
+        self._pin = CtapPinControl(self._ctap, min_pin_length, explain=explain)
         self._user = _User(ui, self._pin, reminds_of_touch)
         self._client = Fido2Client(WithoutPreflight(device), _ClientData(rp_id), self._user, extensions=())
 

@@ -1,4 +1,4 @@
-"""`DeviceServer` over gRPC: the device listener's unary calls."""
+"""`DeviceServer` and `ReplacementServer` over gRPC: the device listener's unary calls."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Final, TypeVar
 
 import grpc
 
-from keyvouch.v1 import prompts_pb2, prompts_pb2_grpc
+from keyvouch.ids import CredentialId
+from keyvouch.v1 import common_pb2, prompts_pb2, prompts_pb2_grpc
+from keyvouch_agent.agent_ports import ReplacementEvidence, ReplacementOffer
 from keyvouch_agent.rpc.channel import EnrolledChannel
+from keyvouch_agent.rpc.enrolment import tpm_attestation
 
 __all__ = ["DeviceClient"]
 
@@ -35,12 +38,44 @@ class DeviceClient:
 
     async def display_name(self) -> str:
         """The device's name as the server knows it."""
-        call = self._stub.GetDevice(prompts_pb2.GetDeviceRequest(), timeout=_SECONDS)
-        return (await self._answer(call)).device.display_name
+        return (await self._device()).display_name
+
+    async def registered_key(self) -> CredentialId:
+        """The key this device is registered with."""
+        return CredentialId((await self._device()).credential_id)
+
+    async def begin_key_replacement(self) -> ReplacementOffer:
+        """Ask for a statement."""
+        call = self._stub.BeginKeyReplacement(prompts_pb2.BeginKeyReplacementRequest(), timeout=_SECONDS)
+        begun = await self._answer(call)
+        return ReplacementOffer(
+            registration_id=begun.registration_id,
+            statement=begun.statement,
+            rp_id=begun.rp_id,
+            user_handle=begun.user_handle,
+            username=begun.username,
+            algorithms=tuple(begun.algorithms),
+            certificate=begun.attestation_certificate,
+        )
+
+    async def complete_key_replacement(self, evidence: ReplacementEvidence) -> CredentialId:
+        """Hand in the evidence; returns the device's key from now on."""
+        request = prompts_pb2.CompleteKeyReplacementRequest(
+            registration_id=evidence.registration_id,
+            client_data_json=evidence.client_data_json,
+            attestation_object=evidence.attestation_object,
+            pin_index=tpm_attestation(evidence.pin_index),
+        )
+        done = await self._answer(self._stub.CompleteKeyReplacement(request, timeout=_SECONDS))
+        return CredentialId(done.device.credential_id)
 
     async def close(self) -> None:
         """End the channel."""
         await self._channel.close()
+
+    async def _device(self) -> common_pb2.Device:
+        call = self._stub.GetDevice(prompts_pb2.GetDeviceRequest(), timeout=_SECONDS)
+        return (await self._answer(call)).device
 
     async def _answer(self, call: Awaitable[_T]) -> _T:
         try:

@@ -21,7 +21,7 @@ from keyvouch_agent.vaults.tpm.account_file import AccountState
 from keyvouch_agent.vaults.tpm.attestation_key import AttestationKeySeed, LoadedAttestationKey
 from keyvouch_agent.vaults.tpm.connection import Tpm, TpmAccess
 from keyvouch_agent.vaults.tpm.key_file import KeyFile
-from keyvouch_agent.vaults.tpm.losses import no_key_file, open_account_parent
+from keyvouch_agent.vaults.tpm.losses import open_account_parent, read_key_file
 from keyvouch_agent.vaults.tpm.parent import choose_parent
 from keyvouch_agent.vaults.tpm.pin_index import PinIndex, open_index
 from keyvouch_agent.vaults.tpm.profile import TpmProfile, read_profile
@@ -165,18 +165,20 @@ class TpmAccount:
         self._directory.replace(key_file_name(credential), key.to_pem())
 
     def read_key(self, credential: CredentialId) -> KeyFile:
-        """The key file of a credential. Raises `DeviceError(DEVICE_KEY_LOST)` where it is gone."""
-        data = self._directory.read(key_file_name(credential))
-        if data is None:
-            raise no_key_file()
-        return KeyFile.read(data)
+        """The key file of a credential. Raises `DeviceError`: DEVICE_KEY_LOST where it is gone, VAULT_CORRUPT."""
+        return read_key_file(self._directory.read(key_file_name(credential)))
 
     def remove_key(self, credential: CredentialId) -> None:
         """Remove a key file that the record no longer names."""
         self._directory.remove(key_file_name(credential))
 
     def sweep(self) -> None:
-        """Remove key files that no record names: an interrupted ceremony left them."""
+        """Remove key files that the record does not name: an interrupted ceremony left them.
+
+        Where the record itself is missing they stay: it may come back from a backup.
+        """
+        if self._state == AccountState():
+            return
         known = {key_file_name(key.id) for key in self._state.keys}
         for name in self._directory.names(_KEY_SUFFIX):
             if name not in known:

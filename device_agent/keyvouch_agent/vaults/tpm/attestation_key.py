@@ -14,12 +14,17 @@ from typing import Any, Final
 from tpm2_pytss import ESYS_TR, TPM2_ALG, TPM2B_DATA, TPM2B_SENSITIVE_CREATE, TPMT_SIG_SCHEME
 
 from keyvouch.attestation.pin_gate import INDEX_SIZE
+from keyvouch.attestation.tpm import verify_certify, verify_nv_certify, verify_quote
 from keyvouch.attestation.tpm_public import TpmPublic
 from keyvouch.attestation.tpm_registration import Certification
+from keyvouch.attestation.tpm_structures import TpmHash
 from keyvouch.cose import Algorithm
 from keyvouch.errors import DeviceError, Reason
+from keyvouch_agent.vaults.tpm.answers import as_asked, making_sense
 from keyvouch_agent.vaults.tpm.connection import Tpm
+from keyvouch_agent.vaults.tpm.pin_index import PinIndex
 from keyvouch_agent.vaults.tpm.response_codes import REENROL
+from keyvouch_agent.vaults.tpm.sessions import owner_session
 from keyvouch_agent.vaults.tpm.templates import KINDS, attestation_key
 
 __all__ = ["AttestationKeySeed", "LoadedAttestationKey", "certify", "certify_index", "load", "make", "quote"]
@@ -48,8 +53,11 @@ class LoadedAttestationKey:
 def make(tpm: Tpm, seed: AttestationKeySeed) -> LoadedAttestationKey:
     """Make the key. Raises `DeviceError(TPM_OWNER_AUTH)` where the endorsement hierarchy has a password."""
     template = attestation_key(KINDS[seed.algorithm], seed.unique)
-    made = tpm.do(tpm.esapi.create_primary, TPM2B_SENSITIVE_CREATE(), template, ESYS_TR.ENDORSEMENT)
-    return LoadedAttestationKey(tpm.hold(made[0]), TpmPublic(bytes(made[1].publicArea.marshal())))
+    with owner_session(tpm, tpm.settings.endorsement_auth) as session:
+        made = tpm.do(
+            tpm.esapi.create_primary, TPM2B_SENSITIVE_CREATE(), template, ESYS_TR.ENDORSEMENT, session1=session
+        )
+    return LoadedAttestationKey(tpm.hold(made[0]), as_asked(made[1], template))
 
 
 def load(tpm: Tpm, seed: AttestationKeySeed, name: bytes) -> LoadedAttestationKey:
@@ -64,17 +72,49 @@ def load(tpm: Tpm, seed: AttestationKeySeed, name: bytes) -> LoadedAttestationKe
     return key
 
 
-def certify(tpm: Tpm, key: LoadedAttestationKey, subject: Any, qualifying_data: bytes) -> Certification:
-    """TPM2_Certify of a loaded key, which has no authorization value."""
+def certify(
+    tpm: Tpm, key: LoadedAttestationKey, subject: Any, area: TpmPublic, qualifying_data: bytes
+) -> Certification:
+    """TPM2_Certify of a loaded key of that public area, which has no authorization value. It has been verified."""
     attest, signature = tpm.do(tpm.esapi.certify, subject, key.handle, TPM2B_DATA(qualifying_data), _BY_KEY)
-    return _certification(attest, signature)
+    with making_sense("a certification"):
+        said = _certification(attest, signature)
+        verify_certify(
+            attestation_key=key.public,
+            attest=said.attest,
+            signature=said.signature,
+            subject=area,
+            qualifying_data=qualifying_data,
+        )
+    return said
 
 
-def certify_index(tpm: Tpm, key: LoadedAttestationKey, index: Any, qualifying_data: bytes) -> Certification:
-    """TPM2_NV_Certify of a whole PIN index, by the owner's right to read it."""
+def certify_index(tpm: Tpm, key: LoadedAttestationKey, index: PinIndex, qualifying_data: bytes) -> Certification:
+    """TPM2_NV_Certify of a whole PIN index, by the owner's right to read it. It has been verified."""
     data = TPM2B_DATA(qualifying_data)
-    attest, signature = tpm.do(tpm.esapi.nv_certify, key.handle, index, data, _BY_KEY, INDEX_SIZE, 0, ESYS_TR.OWNER)
-    return _certification(attest, signature)
+    with owner_session(tpm, tpm.settings.owner_auth) as session:
+        attest, signature = tpm.do(
+            tpm.esapi.nv_certify,
+            key.handle,
+            index.handle,
+            data,
+            _BY_KEY,
+            INDEX_SIZE,
+            0,
+            ESYS_TR.OWNER,
+            session2=session,
+        )
+    with making_sense("a certification"):
+        said = _certification(attest, signature)
+        verify_nv_certify(
+            attestation_key=key.public,
+            attest=said.attest,
+            signature=said.signature,
+            qualifying_data=qualifying_data,
+            index=index.gate.written,
+            size=INDEX_SIZE,
+        )
+    return said
 
 
 def quote(
@@ -86,7 +126,18 @@ def quote(
         before = _counter_and_values(tpm, pcrs)
         attest, signature = tpm.do(tpm.esapi.quote, key.handle, selection, TPM2B_DATA(qualifying_data), _BY_KEY)
         if _counter_and_values(tpm, pcrs)[0] == before[0]:
-            return _certification(attest, signature), before[1]
+            break
+    with making_sense("a quote"):
+        said = _certification(attest, signature)
+        verify_quote(
+            attestation_key=key.public,
+            attest=said.attest,
+            signature=said.signature,
+            qualifying_data=qualifying_data,
+            selection={TpmHash.SHA256: pcrs},
+            pcr_values={TpmHash.SHA256: before[1]},
+        )
+    return said, before[1]
 
 
 def _counter_and_values(tpm: Tpm, pcrs: Sequence[int]) -> tuple[int, Mapping[int, bytes]]:
@@ -97,7 +148,8 @@ def _counter_and_values(tpm: Tpm, pcrs: Sequence[int]) -> tuple[int, Mapping[int
     for start in range(0, len(wanted), 8):
         some = wanted[start : start + 8]
         counter, _, digests = tpm.do(tpm.esapi.pcr_read, f"sha256:{','.join(map(str, some))}")
-        values |= {pcr: bytes(digest) for pcr, digest in zip(some, digests, strict=True)}
+        with making_sense("values of PCRs"):
+            values |= {pcr: bytes(digest) for pcr, digest in zip(some, digests, strict=True)}
     return counter, values
 
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from tpm2_pytss import TPM2B_DIGEST, TPM2B_SENSITIVE_CREATE
 
-from keyvouch.cose import Algorithm
+from keyvouch.cose import Algorithm, verify_signature_by
 from keyvouch.errors import DeviceError, Reason
 from keyvouch.proofs import spki_of
 from keyvouch_agent.channel_keys import IN_TPM, is_tpm_key
+from keyvouch_agent.vaults.tpm.answers import as_asked, making_sense
 from keyvouch_agent.vaults.tpm.connection import Tpm, TpmAccess
 from keyvouch_agent.vaults.tpm.key_file import OWNER, KeyFile, signature_value
 from keyvouch_agent.vaults.tpm.parent import choose_parent, parents
@@ -51,7 +52,11 @@ class TpmChannelKey:
         digest = TPM2B_DIGEST(hashlib.sha256(message).digest())
         with self.access.open() as tpm:
             loaded = _load(tpm, key)
-            return signature_value(tpm.do(tpm.esapi.sign, loaded, digest, scheme_of(_KIND)))
+            signature = tpm.do(tpm.esapi.sign, loaded, digest, scheme_of(_KIND))
+        with making_sense("a signature"):
+            value = signature_value(signature)
+            verify_signature_by(key.area.key, Algorithm.ES256, signature=value, message=message)
+        return value
 
 
 class TpmChannelKeys:
@@ -71,7 +76,9 @@ class TpmChannelKeys:
                     fix="The channel's key is kept in software instead.",
                 )
             parent = choose_parent(tpm, profile)[0]
-            made = tpm.do(tpm.esapi.create, parent, TPM2B_SENSITIVE_CREATE(), channel_key())
+            template = channel_key()
+            made = tpm.do(tpm.esapi.create, parent, TPM2B_SENSITIVE_CREATE(), template)
+            as_asked(made[1], template)
             return TpmChannelKey(self._access, KeyFile(made[0], made[1], OWNER).to_der())
 
     def knows(self, stored: bytes) -> bool:

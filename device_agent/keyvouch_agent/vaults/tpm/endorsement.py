@@ -28,6 +28,7 @@ from tpm2_pytss.utils import NoSuchIndex, create_ek_template
 from keyvouch.attestation.endorsement import EndorsementCertificate, split_certificates
 from keyvouch.attestation.tpm_public import TpmPublic
 from keyvouch.errors import DeviceError, KeyvouchError, Reason
+from keyvouch_agent.vaults.tpm.answers import listed, making_sense, senseless
 from keyvouch_agent.vaults.tpm.connection import Tpm
 from keyvouch_agent.vaults.tpm.profile import nv_handles
 from keyvouch_agent.vaults.tpm.response_codes import Code, Words
@@ -57,7 +58,6 @@ _ISSUERS: Final = range(0x01C0_0100, 0x01C0_0200)
 _PERSISTENT: Final = range(0x8101_0000, 0x8102_0000)
 """Where endorsement keys are kept (TCG Registry of Reserved TPM 2.0 Handles, section 2.3.1)."""
 _LARGEST_READ: Final = 512
-_MOST_HANDLES: Final = 64
 _ABSENT: Final = {Code.HANDLE: Words(Reason.KEY_NOT_FOUND, "There is no such index.", "Nothing has to be done.")}
 
 
@@ -80,7 +80,20 @@ def find_endorsement_key(tpm: Tpm, *, has_curves: bool) -> EndorsementKey:
     for kind, handle in _KINDS:
         if handle in taken:
             return _made(tpm, kind, (read_nv(tpm, handle), *issuers(tpm, taken)))
+    _check_absent(tpm)
     return _made(tpm, _WITHOUT_CERTIFICATE[0 if has_curves else 1], ())
+
+
+def _check_absent(tpm: Tpm) -> None:
+    """Ask for each certificate by name: a list that was cut off says too that there is none."""
+    for _, handle in _KINDS:
+        try:
+            tpm.expecting(_ABSENT, tpm.esapi.tr_from_tpmpublic, handle)
+        except DeviceError as error:
+            if error.reason is not Reason.KEY_NOT_FOUND:
+                raise
+        else:
+            raise senseless("a list of its NV indices in which one is missing")
 
 
 def certificate_places(taken: frozenset[int]) -> tuple[int, ...]:
@@ -95,7 +108,10 @@ def read_nv(tpm: Tpm, index: int) -> bytes:
     size, contents = int(area.nvPublic.dataSize), b""
     while len(contents) < size:
         part = min(_LARGEST_READ, size - len(contents))
-        contents += bytes(tpm.do(tpm.esapi.nv_read, handle, part, len(contents)))
+        read = bytes(tpm.do(tpm.esapi.nv_read, handle, part, len(contents)))
+        if len(read) != part:
+            raise senseless("another part of an NV index than the one asked for")
+        contents += read
     return contents
 
 
@@ -135,9 +151,8 @@ def _authorization(tpm: Tpm, key: EndorsementKey, parent: Any) -> Any:
     if int(key.public.attributes) & int(TPMA_OBJECT.USERWITHAUTH):
         return ESYS_TR.PASSWORD
     session = policy_session(tpm)
-    shown = owner_session(tpm, parent, tpm.settings.endorsement_auth)
-    tpm.do(tpm.esapi.policy_secret, ESYS_TR.ENDORSEMENT, session, expiration=0, session1=shown)
-    tpm.spent(shown)
+    with owner_session(tpm, tpm.settings.endorsement_auth, parent=parent) as shown:
+        tpm.do(tpm.esapi.policy_secret, ESYS_TR.ENDORSEMENT, session, expiration=0, session1=shown)
     return session
 
 
@@ -146,7 +161,10 @@ def _made(tpm: Tpm, kind: str, certificates: tuple[bytes, ...]) -> EndorsementKe
     if certificates and (found := _persistent(tpm, certificates[0])) is not None:
         return EndorsementKey(found[0], found[1], certificates, loaded=False)
     template = create_ek_template(kind, _reader(tpm))[1]
-    made = tpm.do(tpm.esapi.create_primary, TPM2B_SENSITIVE_CREATE(), template, ESYS_TR.ENDORSEMENT)
+    with owner_session(tpm, tpm.settings.endorsement_auth) as session:
+        made = tpm.do(
+            tpm.esapi.create_primary, TPM2B_SENSITIVE_CREATE(), template, ESYS_TR.ENDORSEMENT, session1=session
+        )
     return EndorsementKey(tpm.hold(made[0]), _area(made[1]), certificates, loaded=True)
 
 
@@ -155,11 +173,15 @@ def _persistent(tpm: Tpm, certificate: bytes) -> tuple[Any, TpmPublic] | None:
         wanted = EndorsementCertificate.parse(certificate).key
     except KeyvouchError:
         return None  # the server shall judge it
-    found = tpm.do(tpm.esapi.get_capability, TPM2_CAP.HANDLES, _PERSISTENT.start, _MOST_HANDLES)[1]
-    for number in [int(handle) for handle in found.data.handles]:
+    for number in listed(tpm, TPM2_CAP.HANDLES, _PERSISTENT.start):
         if number not in _PERSISTENT:
             continue
-        handle = tpm.do(tpm.esapi.tr_from_tpmpublic, number)
+        try:
+            handle = tpm.expecting(_ABSENT, tpm.esapi.tr_from_tpmpublic, number)
+        except DeviceError as error:
+            if error.reason is not Reason.KEY_NOT_FOUND:
+                raise
+            continue  # removed since it was listed
         try:
             public = _area(tpm.do(tpm.esapi.read_public, handle)[0])
         except KeyvouchError:
@@ -170,7 +192,8 @@ def _persistent(tpm: Tpm, certificate: bytes) -> tuple[Any, TpmPublic] | None:
 
 
 def _area(public: TPM2B_PUBLIC) -> TpmPublic:
-    return TpmPublic(bytes(public.publicArea.marshal()))
+    with making_sense("an endorsement key"):
+        return TpmPublic(bytes(public.publicArea.marshal()))
 
 
 def _reader(tpm: Tpm) -> Callable[[int], bytes]:

@@ -13,10 +13,11 @@ from keyvouch.errors import DeviceError, Reason
 from keyvouch_agent.vaults.tpm import pin_index
 from keyvouch_agent.vaults.tpm.account_file import AccountState, StorageParent
 from keyvouch_agent.vaults.tpm.connection import Tpm
+from keyvouch_agent.vaults.tpm.key_file import KeyFile
 from keyvouch_agent.vaults.tpm.parent import open_parent
 from keyvouch_agent.vaults.tpm.response_codes import REENROL, Code, Words
 
-__all__ = ["NO_SUCH_KEY", "UNUSABLE_KEY_FILE", "no_key_file", "open_account_parent", "told_apart"]
+__all__ = ["NO_SUCH_KEY", "UNUSABLE_KEY_FILE", "open_account_parent", "read_key_file", "told_apart"]
 
 _REKEY = "Run `keyvouch-agent rekey`: the TPM makes a new key behind the same PIN."
 
@@ -46,20 +47,25 @@ def open_account_parent(tpm: Tpm, state: AccountState, pinned: StorageParent) ->
 
 
 def told_apart(tpm: Tpm, state: AccountState) -> DeviceError:
-    """What it is that the PIN's counter is not there: the TPM was cleared, or the counter alone is gone."""
+    """What it means that a part of the account is not there: the TPM was cleared, or root key or counter is gone."""
     if state.parent is not None:
         try:
             with tpm.passing():
-                open_parent(tpm, state.parent)
+                open_account_parent(tpm, state, state.parent)
         except DeviceError as error:
-            if error.reason is Reason.TPM_CLEARED:
+            if error.reason in (Reason.TPM_CLEARED, Reason.DEVICE_KEY_LOST):
                 return error
     return pin_index.lost()
 
 
-def no_key_file() -> DeviceError:
-    """The file of a key is not there."""
-    return DeviceError(Reason.DEVICE_KEY_LOST, "The file of this account's key is gone.", fix=_REKEY)
+def read_key_file(data: bytes | None) -> KeyFile:
+    """What an account's key file holds, None for one that is not there. Raises DEVICE_KEY_LOST, VAULT_CORRUPT."""
+    if data is None:
+        raise DeviceError(Reason.DEVICE_KEY_LOST, "The file of this account's key is gone.", fix=_REKEY)
+    try:
+        return KeyFile.read(data)
+    except DeviceError as error:
+        raise _DAMAGED.error() from error
 
 
 def _has_index(tpm: Tpm, state: AccountState) -> bool:

@@ -19,6 +19,7 @@ from keyvouch_agent.vaults.tpm.account_file import StorageParent
 from keyvouch_agent.vaults.tpm.connection import Tpm
 from keyvouch_agent.vaults.tpm.profile import TpmProfile
 from keyvouch_agent.vaults.tpm.response_codes import REENROL, Code, Words
+from keyvouch_agent.vaults.tpm.sessions import owner_session
 from keyvouch_agent.vaults.tpm.templates import KINDS, storage_root_key
 
 __all__ = ["PERSISTENT", "choose_parent", "open_parent", "parents"]
@@ -102,7 +103,9 @@ def _algorithm_of(public: TpmPublic) -> Algorithm:
 
 def _primary(tpm: Tpm, algorithm: Algorithm) -> tuple[Any, bytes]:
     template = storage_root_key(KINDS[algorithm])
-    handle = tpm.hold(tpm.do(tpm.esapi.create_primary, TPM2B_SENSITIVE_CREATE(), template, ESYS_TR.OWNER)[0])
+    with owner_session(tpm, tpm.settings.owner_auth) as session:
+        made = tpm.do(tpm.esapi.create_primary, TPM2B_SENSITIVE_CREATE(), template, ESYS_TR.OWNER, session1=session)
+    handle = tpm.hold(made[0])
     return handle, bytes(tpm.esapi.tr_get_name(handle))
 
 

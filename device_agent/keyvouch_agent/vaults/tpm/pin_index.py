@@ -28,10 +28,11 @@ from tpm2_pytss import (
 from keyvouch.attestation.pin_gate import HANDLES, INDEX_SIZE, PinCounter, PinGate
 from keyvouch.attestation.tpm_public import TpmNvPublic
 from keyvouch.errors import DeviceError, Reason
+from keyvouch_agent.vaults.tpm.answers import making_sense, senseless
 from keyvouch_agent.vaults.tpm.connection import Tpm
 from keyvouch_agent.vaults.tpm.profile import nv_handles
 from keyvouch_agent.vaults.tpm.response_codes import REENROL, Code, Words
-from keyvouch_agent.vaults.tpm.sessions import owner_session, policy_session, salted_policy_session, secret_session
+from keyvouch_agent.vaults.tpm.sessions import owner_session, salted_policy_session, secret_session
 
 __all__ = [
     "PIN_MEANINGS",
@@ -56,7 +57,7 @@ _FIRST_TRIED: Final = 0x0180_4B00
 
 _LOST = Words(
     Reason.DEVICE_KEY_LOST,
-    "The counter of this account's PIN is not in the TPM any more: its owner removed it, or the TPM was cleared.",
+    "The counter of this account's PIN is not in the TPM any more: its owner removed it or put another in its place.",
     REENROL,
 )
 _WRONG = Words(Reason.PIN_WRONG, "The PIN is wrong.", "Enter the PIN again, carefully.")
@@ -106,20 +107,20 @@ def define(tpm: Tpm, parent: Any, gate: PinGate, auth: bytes) -> PinIndex:
         session = secret_session(tpm, parent)
         handle = tpm.expecting(_TAKEN, tpm.esapi.nv_define_space, auth, area, ESYS_TR.OWNER, session)
     tpm.spent(session)
+    tpm.esapi.tr_set_auth(handle, b"")  # the TSS would keep the value as long as the connection lasts
     return PinIndex(handle, gate)
 
 
 def write_first(tpm: Tpm, index: PinIndex, session: Any, *, nonce: Any, counter: PinCounter, signature: bytes) -> None:
     """The one write that the ceremony key allowed: `signature` (TPMT_SIGNATURE) over the nonce of `session`."""
     gate, api = index.gate, tpm.esapi
-    key = _load_ceremony_key(tpm, gate, ESYS_TR.NULL)
-    data = counter.encode()
-    permitted = TPM2B_DIGEST(gate.write_hash(counter))
+    permitted, reference = TPM2B_DIGEST(gate.write_hash(counter)), TPM2B_NONCE(gate.first_write)
     proof = TPMT_SIGNATURE.unmarshal(signature)[0]
-    tpm.do(api.policy_signed, key, session, proof, nonce, permitted, TPM2B_NONCE(gate.first_write), 0)
-    tpm.release(key)
+    with tpm.passing():
+        key = _load_ceremony_key(tpm, gate, ESYS_TR.NULL)
+        tpm.do(api.policy_signed, key, session, proof, nonce, permitted, reference, 0)
     tpm.do(api.policy_or, session, _branches(gate))
-    tpm.do(api.nv_write, index.handle, data, 0, index.handle, session)
+    tpm.do(api.nv_write, index.handle, counter.encode(), 0, index.handle, session)
 
 
 def open_index(tpm: Tpm, gate: PinGate, serialized: bytes) -> PinIndex:
@@ -141,10 +142,11 @@ def open_index(tpm: Tpm, gate: PinGate, serialized: bytes) -> PinIndex:
 def satisfy(tpm: Tpm, index: PinIndex, parent: Any, auth: bytes) -> Any:
     """Show the PIN: a policy session, held, in which the keys behind the gate sign once. Three commands.
 
-    Raises `DeviceError`: PIN_WRONG, PIN_BLOCKED, DEVICE_KEY_LOST. A wrong one is counted by the TPM.
+    It is salted, so that nobody on the bus can have anything else signed in it. Raises `DeviceError`: PIN_WRONG,
+    PIN_BLOCKED, DEVICE_KEY_LOST. A wrong one is counted by the TPM.
     """
     with tpm.undoing():
-        session = policy_session(tpm)
+        session = salted_policy_session(tpm, parent)
         _show(tpm, index, parent, auth, session)
     return session
 
@@ -164,8 +166,12 @@ def change_pin(tpm: Tpm, index: PinIndex, parent: Any, *, old: bytes, new: bytes
 def read_counter(tpm: Tpm, index: PinIndex) -> PinCounter:
     """Count and limit, by the owner's right to read. One command. Raises `DeviceError(TPM_OWNER_AUTH)`."""
     meanings = {Code.HANDLE: _LOST, Code.NV_UNINITIALIZED: _LOST}
-    contents = tpm.expecting(meanings, tpm.esapi.nv_read, index.handle, INDEX_SIZE, 0, ESYS_TR.OWNER)
-    return PinCounter.decode(bytes(contents))
+    with owner_session(tpm, tpm.settings.owner_auth) as session:
+        contents = tpm.expecting(meanings, tpm.esapi.nv_read, index.handle, INDEX_SIZE, 0, ESYS_TR.OWNER, session)
+    counter = PinCounter.decode(bytes(contents))
+    if len(contents) != INDEX_SIZE or not 0 <= counter.count <= counter.limit or not counter.limit:
+        raise senseless("a count of PINs that cannot be")
+    return counter
 
 
 def remove(tpm: Tpm, gate: PinGate) -> bool:
@@ -178,9 +184,8 @@ def remove(tpm: Tpm, gate: PinGate) -> bool:
         return False
     if bytes(tpm.esapi.tr_get_name(handle)) not in (gate.unwritten.name, gate.written.name):
         return False
-    session = owner_session(tpm, ESYS_TR.NONE, tpm.settings.owner_auth)
-    tpm.do(tpm.esapi.nv_undefine_space, handle, ESYS_TR.OWNER, session)
-    tpm.spent(session)
+    with owner_session(tpm, tpm.settings.owner_auth) as session:
+        tpm.do(tpm.esapi.nv_undefine_space, handle, ESYS_TR.OWNER, session)
     return True
 
 
@@ -199,7 +204,8 @@ def public_area(tpm: Tpm, handle: int) -> TpmNvPublic:
     """What the TPM says of an index. Raises `DeviceError(DEVICE_KEY_LOST)` where there is none."""
     found = tpm.expecting(_ABSENT, tpm.esapi.tr_from_tpmpublic, handle)
     area = tpm.do(tpm.esapi.nv_read_public, found)[0]
-    return TpmNvPublic(bytes(area.nvPublic.marshal()))
+    with making_sense("an NV index"):
+        return TpmNvPublic(bytes(area.nvPublic.marshal()))
 
 
 def _show(tpm: Tpm, index: PinIndex, parent: Any, auth: bytes, session: Any) -> None:

@@ -13,12 +13,12 @@ from typing import Final
 from tpm2_pytss import TPM2_ALG, TPM2_CAP, TPM2_PT, TPMA_PERMANENT
 
 from keyvouch.cose import Algorithm
+from keyvouch_agent.vaults.tpm.answers import listed, senseless
 from keyvouch_agent.vaults.tpm.connection import Tpm
 from keyvouch_agent.vaults.tpm.templates import KINDS, KeyKind
 
 __all__ = ["LockoutState", "TpmProfile", "nv_handles", "read_lockout", "read_profile"]
 
-_MOST: Final = 256
 _VENDOR_STRING: Final = range(0x106, 0x10A)
 _FIRMWARE: Final = (0x10B, 0x10C)
 """TPM_PT_VENDOR_STRING_1 to _4 and TPM_PT_FIRMWARE_VERSION_1 and _2, which tpm2-pytss does not name."""
@@ -79,6 +79,8 @@ class LockoutState:
 def read_profile(tpm: Tpm) -> TpmProfile:
     """Ask a TPM what it is. Three commands."""
     fixed = _properties(tpm, TPM2_PT.FIXED)
+    if not {int(TPM2_PT.MANUFACTURER), *_VENDOR_STRING[:1], *_FIRMWARE} <= fixed.keys():
+        raise senseless("a description of itself without its maker")
     words = [fixed.get(number, 0) for number in _VENDOR_STRING]
     high, low = (fixed.get(number, 0) for number in _FIRMWARE)
     return TpmProfile(
@@ -107,17 +109,16 @@ def read_lockout(tpm: Tpm) -> LockoutState:
 
 def nv_handles(tpm: Tpm) -> frozenset[int]:
     """Handles of every NV index that is defined."""
-    found = tpm.do(tpm.esapi.get_capability, TPM2_CAP.HANDLES, _FIRST_NV_INDEX, _MOST)[1]
-    return frozenset(int(handle) for handle in found.data.handles)
+    return frozenset(listed(tpm, TPM2_CAP.HANDLES, _FIRST_NV_INDEX))
 
 
 def _kinds(tpm: Tpm) -> tuple[KeyKind, ...]:
-    found = tpm.do(tpm.esapi.get_capability, TPM2_CAP.ALGS, 0, _MOST)[1]
-    algorithms = {int(item.alg) for item in found.data.algorithms}
-    curves: set[int] = set()
-    if TPM2_ALG.ECC in algorithms:
-        found = tpm.do(tpm.esapi.get_capability, TPM2_CAP.ECC_CURVES, 0, _MOST)[1]
-        curves = {int(curve) for curve in found.data.eccCurves}
+    algorithms = set(listed(tpm, TPM2_CAP.ALGS, 0))
+    if TPM2_ALG.SHA256 not in algorithms or not algorithms & {int(TPM2_ALG.RSA), int(TPM2_ALG.ECC)}:
+        raise senseless("a list of algorithms without those that every TPM has")
+    curves = set(listed(tpm, TPM2_CAP.ECC_CURVES, 0)) if TPM2_ALG.ECC in algorithms else set()
+    if TPM2_ALG.ECC in algorithms and not curves:
+        raise senseless("no curves, though it knows algorithms on them")
     return tuple(kind for kind in KINDS.values() if _has(kind, algorithms, curves))
 
 
@@ -128,5 +129,4 @@ def _has(kind: KeyKind, algorithms: set[int], curves: set[int]) -> bool:
 
 
 def _properties(tpm: Tpm, first: int) -> Mapping[int, int]:
-    found = tpm.do(tpm.esapi.get_capability, TPM2_CAP.TPM_PROPERTIES, first, _MOST)[1]
-    return {int(item.property): int(item.value) for item in found.data.tpmProperties}
+    return listed(tpm, TPM2_CAP.TPM_PROPERTIES, first)

@@ -10,15 +10,14 @@ One connection serves from `prepare` to `close`: the policy session whose nonce 
 
 from __future__ import annotations
 
-import hmac
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from keyvouch.attestation.activation_certificate import activation_proof, open_certificate
 from keyvouch.attestation.pin_gate import PinCounter, PinGate
 from keyvouch.attestation.tpm_public import TpmPublic
 from keyvouch.errors import EvidenceError, Reason, UsageError
-from keyvouch.statement import Purpose, RegistrationStatement, challenge
+from keyvouch.statement import Purpose, challenge
 from keyvouch_agent.authenticator.ports import Entropy
 from keyvouch_agent.channel_keys import is_tpm_key
 from keyvouch_agent.ports import GateOffer, TpmCertification, TpmEvidence, TpmGrant, TpmPreparation
@@ -27,6 +26,7 @@ from keyvouch_agent.vaults.tpm.account import TpmAccount, TpmLink
 from keyvouch_agent.vaults.tpm.account_file import AttestationRecord
 from keyvouch_agent.vaults.tpm.attestation_key import UNIQUE_SIZE, AttestationKeySeed
 from keyvouch_agent.vaults.tpm.endorsement import EndorsementKey, activate, find_endorsement_key
+from keyvouch_agent.vaults.tpm.grant_review import review_grant
 from keyvouch_agent.vaults.tpm.key_file import KeyFile
 from keyvouch_agent.vaults.tpm.pin_grant import PinGrant
 from keyvouch_agent.vaults.tpm.pin_index import free_handle
@@ -47,7 +47,7 @@ class _Prepared:
     counter: PinCounter
     session: Any
     nonce: Any
-    secret: bytes = b""
+    secret: bytes = field(default=b"", repr=False)
 
 
 class TpmRegistration:
@@ -76,11 +76,18 @@ class TpmRegistration:
     def accept(self, grant: TpmGrant) -> None:
         """Open the challenge, keep the certificate, and have leave to set the PIN.
 
-        Raises `DeviceError` or `EvidenceError` with TPM_ACTIVATION for a challenge or certificate for another TPM.
+        Raises as `review_grant` does, and `DeviceError` or `EvidenceError` with TPM_ACTIVATION for a challenge or
+        certificate for another TPM.
         """
         prepared = self._require_prepared()
         link, key = prepared.link, prepared.link.attestation_key
-        _check_statement(grant.statement, key.public.name)
+        review_grant(
+            grant,
+            gate=prepared.gate,
+            counter=prepared.counter,
+            nonce=bytes(prepared.nonce),
+            name=key.public.name,
+        )
         secret = activate(
             link.tpm,
             prepared.endorsement,
@@ -105,7 +112,7 @@ class TpmRegistration:
         prepared = self._require_prepared()
         link = prepared.link
         index = attestation_key.certify_index(
-            link.tpm, link.attestation_key, link.index.handle, challenge(Purpose.PIN_INDEX, statement)
+            link.tpm, link.attestation_key, link.index, challenge(Purpose.PIN_INDEX, statement)
         )
         public, certification = self._certify_channel_key(link, statement, channel_key)
         return TpmEvidence(
@@ -162,27 +169,16 @@ class TpmRegistration:
         if not is_tpm_key(channel_key):
             return b"", None
         key = KeyFile.read(channel_key)
-        loaded = link.tpm.hold(link.tpm.do(link.tpm.esapi.load, link.parent, key.private, key.public))
-        said = attestation_key.certify(
-            link.tpm, link.attestation_key, loaded, challenge(Purpose.CHANNEL_KEY, statement)
-        )
-        link.tpm.release(loaded)
+        signer, parent, tpm = link.attestation_key, link.parent, link.tpm
+        with tpm.passing():
+            loaded = tpm.hold(tpm.do(tpm.esapi.load, parent, key.private, key.public))
+            said = attestation_key.certify(tpm, signer, loaded, key.area, challenge(Purpose.CHANNEL_KEY, statement))
         return bytes(key.area), TpmCertification(said.attest, said.signature)
 
     def _require_prepared(self) -> _Prepared:
         if self._prepared is None:
             raise UsageError("The registration has not been prepared.", fix="Call prepare first.")
         return self._prepared
-
-
-def _check_statement(statement: bytes, name: bytes) -> None:
-    """The statement that will be signed names this TPM's attestation key."""
-    if not hmac.compare_digest(RegistrationStatement.parse(statement).ak_name, name):
-        raise EvidenceError(
-            Reason.STATEMENT_MISMATCH,
-            "The server's statement names another attestation key than this TPM's.",
-            fix="Nothing was signed. Tell your administrator.",
-        )
 
 
 def _senseless(what: str) -> EvidenceError:

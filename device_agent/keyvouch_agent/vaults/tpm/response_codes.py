@@ -122,6 +122,13 @@ _IO = Words(
     "The TPM does not answer: the connection to it broke off.",
     "Run `keyvouch-agent doctor`: it says how the agent reaches the TPM and what is in the way.",
 )
+_RESTARTED = Words(
+    Reason.TPM_UNAVAILABLE,
+    "The TPM was restarted or cleared in the middle of this: what was loaded in it is gone.",
+    "Try again: if a key is lost, it will say so then.",
+)
+_GONE: Final = frozenset((*range(0x910, 0x917), *range(0x918, 0x91F)))
+"""TPM_RC_REFERENCE_H0 to _H6 and _S0 to _S6: an object or session of the command is not loaded."""
 _UNKNOWN = Words(
     Reason.TPM_FAILED,
     "The TPM refused a command for a reason that was not expected.",
@@ -147,4 +154,6 @@ def device_error(rc: int, meanings: Mapping[Code, Words]) -> DeviceError:
         words = _AUTH
     if words is None and code in BUSY:
         words = _BUSY
+    if words is None and code in _GONE:
+        words = _RESTARTED
     return (words or (_TABLE.get(Code(code)) if code in set(Code) else None) or _UNKNOWN).error(rc)

@@ -2,7 +2,9 @@
 
     secret    HMAC session, salted to the storage root key: an authorization value never crosses the bus, a parameter
               crosses it in AES-128-CFB (TPM 2.0 Library, Part 1 sections 19.6 and 21)
-    policy    unsalted: what happens in it is not secret. Salted where its command carries a secret
+    policy    unsalted where a signature of the server's is all that counts in it; salted where its command carries a
+              secret, or says what gets signed: then nobody can put another command in its place
+    owner     a password of a hierarchy goes into an HMAC too, unsalted where there is no key yet to salt it to
 
 The salt is encrypted to the storage root key that was pinned when the account was made, so nobody between the agent and
 the TPM can put a key of his own in its place.
@@ -10,6 +12,8 @@ the TPM can put a key of his own in its place.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tpm2_pytss import ESYS_TR, TPM2_ALG, TPM2_SE, TPMA_SESSION, TPMT_SYM_DEF
@@ -43,9 +47,25 @@ def salted_policy_session(tpm: Tpm, parent: Any) -> Any:
     return session
 
 
-def owner_session(tpm: Tpm, parent: Any, auth: bytes) -> Any:
-    """What authorizes a command of a hierarchy: nothing but an empty password, or a session that hides the password."""
-    return secret_session(tpm, parent) if auth else ESYS_TR.PASSWORD
+@contextmanager
+def owner_session(tpm: Tpm, auth: bytes, *, parent: Any = ESYS_TR.NONE) -> Iterator[Any]:
+    """What authorizes one command of a hierarchy: an empty password as it is, else a session that hides it.
+
+    Without `parent` whoever hears the bus could still try passwords against what passed.
+    """
+    with tpm.undoing():
+        session = bare_session(tpm, auth, parent=parent)
+        yield session
+    tpm.spent(session)
+
+
+def bare_session(tpm: Tpm, auth: bytes, *, parent: Any = ESYS_TR.NONE) -> Any:
+    """The same, to be ended by the caller: an HMAC session that encrypts no parameter."""
+    if not auth:
+        return ESYS_TR.PASSWORD
+    session = _start(tpm, parent, TPM2_SE.HMAC, _NO_CIPHER)
+    _set(tpm, session, TPMA_SESSION(0))
+    return session
 
 
 def _start(tpm: Tpm, salt: Any, kind: TPM2_SE, cipher: TPMT_SYM_DEF) -> Any:

@@ -13,7 +13,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from tpm2_pytss import TPM2B_DIGEST, TPM2B_SENSITIVE_CREATE
@@ -35,6 +35,8 @@ from keyvouch_agent.authenticator.vault import (
 from keyvouch_agent.vaults.tpm import attestation_key, pin_index
 from keyvouch_agent.vaults.tpm.account import TpmAccount, TpmLink
 from keyvouch_agent.vaults.tpm.account_file import AccountState, PinRecord
+from keyvouch_agent.vaults.tpm.answers import as_asked, making_sense, senseless
+from keyvouch_agent.vaults.tpm.connection import Tpm
 from keyvouch_agent.vaults.tpm.key_file import OWNER, KeyFile, signature_value
 from keyvouch_agent.vaults.tpm.losses import NO_SUCH_KEY, UNUSABLE_KEY_FILE, told_apart
 from keyvouch_agent.vaults.tpm.pin_grant import LocalCeremony, PinGrant
@@ -57,7 +59,7 @@ _HASHES: Final = {Algorithm.ES256: "sha256", Algorithm.ES384: "sha384", Algorith
 @dataclass(slots=True)
 class _Unlocked:
     link: TpmLink
-    auth: bytearray
+    auth: bytearray = field(repr=False)
     policy: Any | None
     """A policy session in which the PIN was shown and which has not been used."""
 
@@ -191,14 +193,15 @@ class TpmVault:
         self._seen_until = self._monotonic() + SEEN_SECONDS
 
     def _satisfy(self, link: TpmLink, auth: bytes, record: PinRecord) -> Any:
+        index, parent = link.index, link.parent
         try:
-            policy = pin_index.satisfy(link.tpm, link.index, link.parent, auth)
+            with link.tpm.undoing():
+                policy = pin_index.satisfy(link.tpm, index, parent, auth)
+                self._keep_tries(record.limit)
         except DeviceError as error:
             if error.reason in (Reason.PIN_WRONG, Reason.PIN_BLOCKED):
                 raise self._refused(link, record, error) from error
             raise
-        if record.tries_left != record.limit:
-            self._keep_tries(record.limit)
         return policy
 
     def _refused(self, link: TpmLink, record: PinRecord, error: DeviceError) -> DeviceError:
@@ -213,11 +216,14 @@ class TpmVault:
     def _read_tries(self, link: TpmLink, record: PinRecord, *, after_miss: bool = False) -> int:
         """The tries that are left, by the TPM; by our own count where its owner's password hides them."""
         try:
-            return pin_index.read_counter(link.tpm, link.index).tries_left
+            counter = pin_index.read_counter(link.tpm, link.index)
         except DeviceError as error:
             if error.reason is not Reason.TPM_OWNER_AUTH:
                 raise
             return max(0, record.tries_left - after_miss)
+        if counter.limit != record.limit:
+            raise senseless("another limit of PINs than the one it was given")
+        return counter.tries_left
 
     def _keep_tries(self, tries_left: int) -> None:
         pin = self._state.pin
@@ -252,12 +258,15 @@ class TpmVault:
         if self._state.pin is None or not self._state.pin.is_set:
             raise DeviceError(Reason.PIN_NOT_SET, "No PIN is set.", fix="Set a PIN first.")
         link, kind = self._require_unlocked().link, _kind(request.algorithm)
+        if kind not in self._account.profile.kinds:
+            raise _unsupported(request.algorithm)
         if len(self._state.keys) >= MAX_KEYS:
             raise DeviceError(
                 Reason.KEY_STORE_FULL, f"This account holds {MAX_KEYS} keys, which is all it takes.", fix="Remove one."
             )
         template = credential_key(kind, self._state.pin.gate.key_policy)
         made = link.tpm.do(link.tpm.esapi.create, link.parent, TPM2B_SENSITIVE_CREATE(), template)
+        as_asked(made[1], template)
         key = KeyFile(made[0], made[1], OWNER)
         credential = self._record(request, key)
         self._account.write_key(credential.id, key)
@@ -272,11 +281,11 @@ class TpmVault:
         unlocked, attestation = self._require_unlocked(), self._state.attestation
         if attestation is None or not attestation.certificate:
             return Attestation("packed", {"alg": record.algorithm, "sig": self.sign(credential, message)})
-        key = self._account.read_key(credential)
-        loaded = self._load(unlocked.link, key)
+        key, link = self._account.read_key(credential), unlocked.link
+        signer, parent = link.attestation_key, link.parent
         nonce = hashlib.new(_HASHES[attestation.algorithm], message).digest()
-        said = attestation_key.certify(unlocked.link.tpm, unlocked.link.attestation_key, loaded, nonce)
-        unlocked.link.tpm.release(loaded)
+        with link.tpm.passing():
+            said = attestation_key.certify(link.tpm, signer, self._load(link.tpm, parent, key), key.area, nonce)
         statement: dict[str, object] = {
             "ver": "2.0",
             "alg": int(attestation.algorithm),
@@ -309,11 +318,12 @@ class TpmVault:
         return count
 
     def sign(self, credential: CredentialId, message: bytes) -> bytes:
-        """One TPM2_Sign in a session in which the PIN was shown."""
-        kind = _kind(self._find(credential).algorithm)
+        """One TPM2_Sign in a session in which the PIN was shown. The signature has been verified."""
+        record = self._find(credential)
+        kind = _kind(record.algorithm)
         unlocked = self._require_unlocked()
         link = unlocked.link
-        loaded = self._load(link, self._account.read_key(credential))
+        loaded = self._load(link.tpm, link.parent, self._account.read_key(credential))
         policy, unlocked.policy = unlocked.policy, None
         try:
             if policy is None:
@@ -325,7 +335,10 @@ class TpmVault:
             raise
         link.tpm.spent(policy)
         link.tpm.release(loaded)
-        return signature_value(signature)
+        with making_sense("a signature"):
+            value = signature_value(signature)
+            CoseKey(record.public_key).verify_signature(signature=value, message=message)
+        return value
 
     def delete(self, credential: CredentialId) -> None:
         """Drop the key's record, then its file: nothing else in the world can load it."""
@@ -355,9 +368,9 @@ class TpmVault:
             sign_count=0,
         )
 
-    def _load(self, link: TpmLink, key: KeyFile) -> Any:
-        loaded = link.tpm.expecting(UNUSABLE_KEY_FILE, link.tpm.esapi.load, link.parent, key.private, key.public)
-        return link.tpm.hold(loaded)
+    @staticmethod
+    def _load(tpm: Tpm, parent: Any, key: KeyFile) -> Any:
+        return tpm.hold(tpm.expecting(UNUSABLE_KEY_FILE, tpm.esapi.load, parent, key.private, key.public))
 
     def _find(self, credential: CredentialId) -> Credential:
         for key in self._state.keys:
@@ -385,6 +398,12 @@ def _kind(algorithm: int) -> KeyKind:
     try:
         return KINDS[Algorithm(algorithm)]
     except (KeyError, ValueError):
-        raise DeviceError(
-            Reason.UNSUPPORTED, f"A TPM makes no keys for COSE algorithm {algorithm}.", fix="Use ES256."
-        ) from None
+        raise _unsupported(algorithm) from None
+
+
+def _unsupported(algorithm: int) -> DeviceError:
+    return DeviceError(
+        Reason.UNSUPPORTED,
+        f"This TPM makes no keys for COSE algorithm {algorithm}.",
+        fix="Use one that it makes: `keyvouch-agent tpm status` shows them.",
+    )
