@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +43,17 @@ from keyvouch_server.ek_trust import TpmSettings as ServerTpmSettings
 from support.agent_bench import pending_ids, state_of, until
 from support.live_server import TENANT, LiveServer, OpenSignIn, live_server
 
-__all__ = ["ATTESTED", "CLEAR", "PIN", "USERNAME", "TpmCeremonies", "inject", "naming", "tpm_ceremonies"]
+__all__ = [
+    "ATTESTED",
+    "CLEAR",
+    "PIN",
+    "USERNAME",
+    "TpmCeremonies",
+    "command_names",
+    "inject",
+    "naming",
+    "tpm_ceremonies",
+]
 
 PIN: Final = "493817"
 USERNAME: Final = "ada"
@@ -119,7 +129,7 @@ class TpmCeremonies:
         """The TPM commands of an act, by their names."""
         before = len(self.recording.exchanges)
         await act
-        return [_name(one.code) for one in self.recording.exchanges[before:]]
+        return command_names(self.recording.codes[before:])
 
     async def commands_of_an_enrolment(self) -> list[str]:
         """Those of a registration in which nothing goes wrong. The TPM has tested itself by then, and is as before."""
@@ -166,10 +176,11 @@ class TpmCeremonies:
         )
         assert not said, said
 
-    async def assurance(self, device_id: str) -> common_pb2.Assurance:
-        """What the server knows of a device's key."""
-        (found,) = [device for device in await self.devices() if device.device_id == device_id]
-        return found.assurance
+    async def check_whole(self, enrolment: Enrolment) -> None:
+        """The server has this device of the user and no other, with all that a TPM proves."""
+        (device,) = await self.devices()
+        assert device.device_id == enrolment.device_id
+        assert device.assurance == ATTESTED, device.assurance
 
     async def devices(self) -> list[common_pb2.Device]:
         """The devices of the user, by the server."""
@@ -209,8 +220,9 @@ class TpmCeremonies:
         return self.base.difference(self.contents())
 
 
-def _name(code: int) -> str:
-    return str(TPM2_CC(code)).removeprefix("TPM2_CC.")
+def command_names(codes: Iterable[int]) -> list[str]:
+    """Names of TPM commands, as the specification has them."""
+    return [str(TPM2_CC.to_string(code)).removeprefix("TPM2_CC.") for code in codes]
 
 
 @asynccontextmanager
