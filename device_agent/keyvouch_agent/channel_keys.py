@@ -164,6 +164,11 @@ class SealedChannelKeys:
         return SealedChannelKey(stored)
 
 
+_PASSING: Final = frozenset(
+    {Reason.VAULT_BUSY, Reason.TPM_BUSY, Reason.TPM_MEMORY, Reason.TPM_LOCKOUT, Reason.TPM_UNAVAILABLE}
+)
+
+
 class FirstThatWorks:
     """`ChannelKeys` of several kinds, the best one first; the last one should work everywhere."""
 
@@ -173,14 +178,14 @@ class FirstThatWorks:
     def make(self) -> ChannelKey:
         """A key of the first kind that can make one; its label says which it became.
 
-        A holder that is only busy is not passed over for a weaker one. Raises `DeviceError`: VAULT_BUSY, TPM_BUSY, or
-        what the last kind raised.
+        A holder with a trouble that passes is not passed over for a weaker one. Raises `DeviceError`: VAULT_BUSY,
+        TPM_BUSY, TPM_MEMORY, TPM_LOCKOUT, TPM_UNAVAILABLE, or what the last kind raised.
         """
         for kind in self._kinds[:-1]:
             try:
                 return kind.make()
             except DeviceError as error:
-                if error.reason in (Reason.VAULT_BUSY, Reason.TPM_BUSY):
+                if error.reason in _PASSING:
                     raise
         return self._kinds[-1].make()
 

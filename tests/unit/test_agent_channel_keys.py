@@ -82,10 +82,13 @@ def test_the_next_kind_is_used_where_a_better_one_cannot_make_a_key(reason: Reas
     assert isinstance(key, SealedChannelKey)
 
 
-def test_a_busy_holder_is_not_passed_over_for_a_weaker_one() -> None:
+@pytest.mark.parametrize(
+    "reason", [Reason.VAULT_BUSY, Reason.TPM_BUSY, Reason.TPM_MEMORY, Reason.TPM_LOCKOUT, Reason.TPM_UNAVAILABLE]
+)
+def test_a_holder_whose_trouble_passes_is_not_passed_over_for_a_weaker_one(reason: Reason) -> None:
     with pytest.raises(DeviceError) as caught:
-        FirstThatWorks([BrokenKind(Reason.VAULT_BUSY), SEALED]).make()
-    assert caught.value.reason is Reason.VAULT_BUSY
+        FirstThatWorks([BrokenKind(reason), SEALED]).make()
+    assert caught.value.reason is reason
 
 
 def test_the_last_kind_has_the_last_word() -> None:
