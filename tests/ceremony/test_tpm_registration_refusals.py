@@ -466,7 +466,7 @@ async def test_the_limit_is_what_policy_said_when_the_registration_began(trustin
     await trusting.change_policy(registration={"pin_tries": 5})
     made = await begin(trusting, session, MAKER.tpm())
     assert made.begun.tpm.pin_limit == 5
-    await trusting.change_policy(registration={"pin_tries": 3})
+    await trusting.change_policy(registration={"pin_tries": 6})
     await made.prepare()
     await refused_to_complete(trusting, made, made.completion(), Reason.TPM_NV_INDEX)
     made.contents = struct.pack(">II", 0, 5)

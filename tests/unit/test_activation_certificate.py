@@ -19,6 +19,10 @@ from keyvouch.errors import EvidenceError, Reason
 SECRET, NAME, CERTIFICATE = bytes(range(SECRET_SIZE)), b"\x00\x0b" + b"\x22" * 32, b"\x30\x03\x02\x01\x01"
 
 
+def test_the_secret_is_as_long_as_every_endorsement_key_can_carry():
+    assert hashlib.sha256().digest_size == SECRET_SIZE
+
+
 def test_a_seal_is_aes_gcm_under_a_key_of_the_secret():
     key = hmac.new(SECRET, b"keyvouch/attestation-certificate/v1", "sha256").digest()
     sealed = seal_certificate(CERTIFICATE, secret=SECRET, name=NAME)

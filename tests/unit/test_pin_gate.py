@@ -76,6 +76,11 @@ def test_another_gate_shares_nothing_that_counts(other: PinGate):
     assert other.write_hash(PinCounter(0, 3)) != GATE.write_hash(PinCounter(0, 3))
 
 
+def test_a_counter_is_read_to_its_last_bit():
+    for counter in (PinCounter(0, 3), PinCounter(3, 1 << 24 | 3), PinCounter(1 << 24, 3), PinCounter(0, 2**32 - 1)):
+        assert PinCounter.decode(counter.encode()) == counter
+
+
 def test_a_counter():
     assert PinCounter(1, 3).encode() == bytes.fromhex("0000000100000003")
     assert PinCounter.decode(bytes.fromhex("0000000200000005")) == PinCounter(2, 5)

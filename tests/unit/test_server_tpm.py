@@ -105,12 +105,13 @@ def keyring() -> Keyring:
 def test_a_ceremony_key_is_sealed_for_one_registration(algorithm: int):
     keys, mine = keyring(), RegistrationId("reg_a")
     key = draw_ceremony_key([-8, algorithm, -7])
-    begun = seal_ceremony_key(key, 3, keys=keys, registration_id=mine)
+    begun = seal_ceremony_key(key, 3, keys=keys, registration_id=mine, token="kve_mine")
     read = read_transcript(begun.encode())
     assert read == begun
-    assert begun.open(keys, mine).private_numbers() == key.private_numbers()
-    with pytest.raises(InvalidTag):
-        begun.open(keys, RegistrationId("reg_b"))
+    assert begun.open(keys, mine, "kve_mine").private_numbers() == key.private_numbers()
+    for other, token in ((RegistrationId("reg_b"), "kve_mine"), (mine, "kve_other"), (mine, "")):
+        with pytest.raises(InvalidTag):
+            begun.open(keys, other, token)
     assert begun.sealed_key.hex() not in repr(begun)
     assert isinstance(key, rsa.RSAPrivateKey if algorithm == -257 else ec.EllipticCurvePrivateKey)
 

@@ -38,7 +38,12 @@ def test_each_command_has_its_code_and_its_way():
         assert made == hashlib.sha256(first + reference).digest()
     before = policy_secret(EMPTY, name)
     assert policy_signed(before, name) != policy_signed(EMPTY, name)
-    assert policy_authorize(name) == policy_authorize(name, b"")
+    for made, spelt_out in (
+        (policy_authorize(name), policy_authorize(name, b"")),
+        (policy_signed(before, name), policy_signed(before, name, b"")),
+        (policy_secret(before, name), policy_secret(before, name, b"")),
+    ):
+        assert made == spelt_out
     code = (0x16C).to_bytes(4, "big") + (0x13B).to_bytes(4, "big")
     assert policy_command_code(before, TpmCommand.NV_CHANGE_AUTH) == hashlib.sha256(before + code).digest()
 

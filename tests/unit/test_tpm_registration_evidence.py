@@ -136,6 +136,14 @@ def test_a_pin_index_that_is_not_as_it_was_allowed(stage: Stage, changes: dict[s
     assert reason_of(lambda: verify(stage, pin_index=bad)) is reason
 
 
+def test_what_a_pin_index_holds_instead_is_told(stage: Stage):
+    for count, limit in ((0, 4), (3, 3), (0, 1 << 24 | 3)):
+        with pytest.raises(EvidenceError) as refused:
+            verify(stage, pin_index=stage.pin_index(count=count, limit=limit))
+        assert refused.value.reason is Reason.TPM_NV_INDEX
+        assert refused.value.metadata == {"limit": str(limit), "count": str(count)}
+
+
 def test_a_pin_index_that_is_not_written(stage: Stage):
     unwritten = stage.pin_index(index=bytes(stage.gate.unwritten))
     assert reason_of(lambda: verify(stage, pin_index=unwritten)) is Reason.TPM_NAME

@@ -435,6 +435,7 @@ class TpmDevice(_message.Message):
     endorsement_key_hash: _builtins.bytes
     """SHA-256 of the endorsement key's SubjectPublicKeyInfo: the identity of the TPM."""
     pin_limit: _builtins.int
+    """Wrong PINs in a row that block the key, by the TPM's own count; 0 where nothing proves that it counts them."""
     channel_key_in_tpm: _builtins.bool
     """The key of the device channel is in the TPM."""
     health: Global___HealthState.ValueType

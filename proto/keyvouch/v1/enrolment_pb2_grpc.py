@@ -75,6 +75,7 @@ class EnrolmentServiceServicer(object):
         device_registered_elsewhere, device_accounts
         INVALID_ARGUMENT  tpm_ek_certificate, trust_chain, tpm_ek_attributes, tpm_ak_attributes, tpm_nv_index, tpm_parse,
         tpm_public_key, weak_key_roca, field_invalid
+        ABORTED  policy_changed (it allows a PIN fewer tries than when the registration began)
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,6 +89,7 @@ class EnrolmentServiceServicer(object):
         tpm_not_prepared, device_registered_elsewhere, device_accounts
         ALREADY_EXISTS  credential_exists
         INVALID_ARGUMENT  the reason of the first check the evidence fails, see proto/README.md
+        ABORTED  policy_changed (as above)
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

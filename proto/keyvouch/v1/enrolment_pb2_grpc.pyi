@@ -81,6 +81,7 @@ class EnrolmentServiceStub:
       device_registered_elsewhere, device_accounts
     INVALID_ARGUMENT  tpm_ek_certificate, trust_chain, tpm_ek_attributes, tpm_ak_attributes, tpm_nv_index, tpm_parse,
       tpm_public_key, weak_key_roca, field_invalid
+    ABORTED  policy_changed (it allows a PIN fewer tries than when the registration began)
     """
     CompleteRegistration: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.CompleteRegistrationRequest, _enrolment_pb2.CompleteRegistrationResponse]
     """Completes the registration named by `authorization: Registration <registration_token>`.
@@ -90,6 +91,7 @@ class EnrolmentServiceStub:
       tpm_not_prepared, device_registered_elsewhere, device_accounts
     ALREADY_EXISTS  credential_exists
     INVALID_ARGUMENT  the reason of the first check the evidence fails, see proto/README.md
+    ABORTED  policy_changed (as above)
     """
 
 @_typing.type_check_only
@@ -112,6 +114,7 @@ class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
       device_registered_elsewhere, device_accounts
     INVALID_ARGUMENT  tpm_ek_certificate, trust_chain, tpm_ek_attributes, tpm_ak_attributes, tpm_nv_index, tpm_parse,
       tpm_public_key, weak_key_roca, field_invalid
+    ABORTED  policy_changed (it allows a PIN fewer tries than when the registration began)
     """
     CompleteRegistration: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.CompleteRegistrationRequest, _enrolment_pb2.CompleteRegistrationResponse]  # type: ignore[assignment]
     """Completes the registration named by `authorization: Registration <registration_token>`.
@@ -121,6 +124,7 @@ class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
       tpm_not_prepared, device_registered_elsewhere, device_accounts
     ALREADY_EXISTS  credential_exists
     INVALID_ARGUMENT  the reason of the first check the evidence fails, see proto/README.md
+    ABORTED  policy_changed (as above)
     """
 
 class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -152,6 +156,7 @@ class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
           device_registered_elsewhere, device_accounts
         INVALID_ARGUMENT  tpm_ek_certificate, trust_chain, tpm_ek_attributes, tpm_ak_attributes, tpm_nv_index, tpm_parse,
           tpm_public_key, weak_key_roca, field_invalid
+        ABORTED  policy_changed (it allows a PIN fewer tries than when the registration began)
         """
 
     @_abc_1.abstractmethod
@@ -167,6 +172,7 @@ class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
           tpm_not_prepared, device_registered_elsewhere, device_accounts
         ALREADY_EXISTS  credential_exists
         INVALID_ARGUMENT  the reason of the first check the evidence fails, see proto/README.md
+        ABORTED  policy_changed (as above)
         """
 
 def add_EnrolmentServiceServicer_to_server(servicer: EnrolmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

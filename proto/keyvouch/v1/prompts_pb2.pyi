@@ -262,7 +262,7 @@ class Welcome(_message.Message):
     server_version: _builtins.str
     server_time: _builtins.int
     health_nonce: _builtins.bytes
-    """Asks a device with a TPM for its health; empty for others. 32 bytes, good for this stream."""
+    """Asks a device with a TPM for its health; empty for others. 32 bytes, good for this stream and for ten minutes."""
     @_builtins.property
     def health_pcrs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """PCRs to quote."""

@@ -74,6 +74,7 @@ class PromptServiceServicer(object):
         reconnecting loses nothing; a prompt may arrive again and has the same id and bytes.
 
         UNAUTHENTICATED  certificate_required, device_removed (also sent in mid-stream, at once on removal)
+        DEADLINE_EXCEEDED  deadline (a report of health long after its question: connect again)
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,6 +50,7 @@ class PromptServiceStub:
     reconnecting loses nothing; a prompt may arrive again and has the same id and bytes.
 
     UNAUTHENTICATED  certificate_required, device_removed (also sent in mid-stream, at once on removal)
+    DEADLINE_EXCEEDED  deadline (a report of health long after its question: connect again)
     """
     GetDevice: _grpc.UnaryUnaryMultiCallable[_prompts_pb2.GetDeviceRequest, _prompts_pb2.GetDeviceResponse]
     """The device as the server knows it."""
@@ -81,6 +82,7 @@ class PromptServiceAsyncStub(PromptServiceStub):
     reconnecting loses nothing; a prompt may arrive again and has the same id and bytes.
 
     UNAUTHENTICATED  certificate_required, device_removed (also sent in mid-stream, at once on removal)
+    DEADLINE_EXCEEDED  deadline (a report of health long after its question: connect again)
     """
     GetDevice: _aio.UnaryUnaryMultiCallable[_prompts_pb2.GetDeviceRequest, _prompts_pb2.GetDeviceResponse]  # type: ignore[assignment]
     """The device as the server knows it."""
@@ -115,6 +117,7 @@ class PromptServiceServicer(metaclass=_abc_1.ABCMeta):
         reconnecting loses nothing; a prompt may arrive again and has the same id and bytes.
 
         UNAUTHENTICATED  certificate_required, device_removed (also sent in mid-stream, at once on removal)
+        DEADLINE_EXCEEDED  deadline (a report of health long after its question: connect again)
         """
 
     @_abc_1.abstractmethod

@@ -41,6 +41,7 @@ _TROUBLES: Final = frozenset(
         Reason.INTERNAL,
     }
 )
+_SILENT: Final = "The device says that it could not ask its TPM."
 _CHANGES: Final = frozenset({"firmware_changed", "pcr_changed"})
 _STANDING: Final = frozenset({"firmware_flaw", "secure_boot_off", "debugger_allowed", "platform_error", "event_log"})
 
@@ -70,9 +71,12 @@ def heard(record: DeviceTpm, clock: TpmClock, firmware_version: int) -> DeviceTp
     return replace(record, **_clock(clock), firmware_version=firmware, baseline=json.dumps(baseline, sort_keys=True))
 
 
-def is_copy(record: DeviceTpm, clock: TpmClock) -> bool:
-    """Whether a report with this clock has been taken already: a TPM says no instant twice."""
-    return bool(record.reported_at) and _moment(record) == (clock.reset_count, clock.restart_count, clock.clock)
+def is_copy(record: DeviceTpm, said: VerifiedHealth) -> bool:
+    """Whether this report has been taken already: at one instant, a TPM says one thing."""
+    clock = said.clock
+    if not record.reported_at or _moment(record) != (clock.reset_count, clock.restart_count, clock.clock):
+        return False
+    return (record.firmware_version, record.pcr_values) == (_digits(said.firmware_version), _pcrs(said))
 
 
 def judge_report(record: DeviceTpm, said: VerifiedHealth, *, now: int, log_trouble: str = "") -> Judgement:
@@ -80,14 +84,14 @@ def judge_report(record: DeviceTpm, said: VerifiedHealth, *, now: int, log_troub
     if _went_back(record, said.clock):
         told = "state_rolled_back: The clock or the counts of the TPM are behind what it reported before."
         return Judgement(Health.FAILED, (told,), {"reported_at": now})
-    pcrs = {str(pcr): value.hex() for pcr, value in sorted(said.pcr_values.items())}
     baseline: dict[str, Any] = json.loads(record.baseline)
-    baseline["pcrs"] = {**pcrs, **baseline["pcrs"]}  # a register that was not asked for before is taken as it is
+    # A register that was not asked for before is taken as it is.
+    baseline["pcrs"] = {**json.loads(_pcrs(said)), **baseline["pcrs"]}
     columns = {
         **_clock(said.clock),
         "reported_at": now,
         "firmware_version": _digits(said.firmware_version),
-        "pcr_values": json.dumps(pcrs),
+        "pcr_values": _pcrs(said),
     }
     fatal = tuple(_disqualifying(record.manufacturer, said.firmware_version))
     if fatal:
@@ -98,12 +102,19 @@ def judge_report(record: DeviceTpm, said: VerifiedHealth, *, now: int, log_troub
     return Judgement(Health.DRIFTED if findings else Health.GOOD, findings, columns)
 
 
-def judge_trouble(trouble: str) -> Judgement:
-    """Judge that a device has nothing to report, for this reason. Its last report grows older."""
+def judge_trouble(record: DeviceTpm, trouble: str) -> Judgement:
+    """Judge that a device has nothing to report, for this reason. Its last report grows older.
+
+    Who says nothing proves nothing: a device that has failed stays failed, for the reasons it failed for.
+    """
     known = {reason.value: reason for reason in _LOST | _TROUBLES}.get(trouble, Reason.INTERNAL)
-    state = Health.FAILED if known in _LOST else Health.DRIFTED
-    told = "has lost the key in its TPM" if known in _LOST else "could not ask its TPM"
-    return Judgement(state, (f"{known.value}: The device says that it {told}.",), {})
+    if known in _LOST:
+        return Judgement(Health.FAILED, (f"{known.value}: The device says that it has lost the key in its TPM.",), {})
+    told = f"{known.value}: {_SILENT}"
+    if record.health is not Health.FAILED:
+        return Judgement(Health.DRIFTED, (told,), {})
+    before = [finding for finding in json.loads(record.findings) if not finding.endswith(_SILENT)]
+    return Judgement(Health.FAILED, (*before, told), {})
 
 
 def judge_false(refusal: KeyvouchError) -> Judgement:
@@ -216,6 +227,10 @@ def _listed(numbers: Iterable[int]) -> str:
 
 def _clock(clock: TpmClock) -> dict[str, Any]:
     return {"clock": str(clock.clock), "reset_count": clock.reset_count, "restart_count": clock.restart_count}
+
+
+def _pcrs(said: VerifiedHealth) -> str:
+    return json.dumps({str(pcr): value.hex() for pcr, value in sorted(said.pcr_values.items())})
 
 
 def _digits(firmware_version: int) -> str:

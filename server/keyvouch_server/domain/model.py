@@ -206,7 +206,8 @@ class DeviceTpm:
 
     `endorsement_key_hash` is the TPM's identity: SHA-256 of the endorsement key as SubjectPublicKeyInfo. `transcript`
     is what was verified, byte for byte. `proved_assurance` is what registration proved; the credential's may be lower
-    after a report. `anchor`, `manufacturer` and `model` are of the endorsement key certificate, empty without one.
+    after a report. `anchor`, `manufacturer` and `model` are of the endorsement key certificate, empty without one, and
+    `pin_limit` is what the TPM certified, 0 without one.
     `firmware_version` is 16 hexadecimal digits, `clock` (milliseconds) decimal digits, both empty where nobody vouches
     for the TPM; `findings` is a JSON list of sentences, `pcr_values` a JSON object of hexadecimal digests by PCR.
     `baseline` is what reports are held against, a JSON object (`domain.health`).

@@ -275,3 +275,18 @@ def decide_accounts(policy: Policy, others: Collection[UserId]) -> None:
             fix="Unregister an account that is no longer used on this device, or ask an administrator.",
             metadata={"limit": str(limit)},
         )
+
+
+def decide_pin_limit(policy: Policy, limit: int) -> None:
+    """P19: a PIN gate allows no more tries than policy does when it is built. Raises POLICY_CHANGED.
+
+    The limit is fixed when a registration begins; policy may have become stricter since.
+    """
+    most = policy.registration.pin_tries
+    if limit > most:
+        raise RefusedError(
+            Reason.POLICY_CHANGED,
+            f"The registration was begun for a PIN of {limit} tries, and policy allows {most} by now.",
+            fix="Begin the registration again.",
+            metadata={"limit": str(most)},
+        )

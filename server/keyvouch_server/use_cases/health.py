@@ -6,7 +6,7 @@ Losing a report loses nothing: the next connection asks again. What a report mea
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,6 +41,11 @@ from keyvouch_server.use_cases.devices import removed
 from keyvouch_server.use_cases.tpm_ceremony import PreparedTpm, read_transcript
 from keyvouch_server.use_cases.world import Caller, World, settled, unknown_device
 
+ANSWER_SECONDS: Final = 600
+"""How long a question may be answered. A quote is younger than its question, and nothing else tells its age: those of a
+stream that is kept open could be made ahead, and told one by one.
+"""
+
 _LOG_REASONS: Final = frozenset({Reason.TPM_EVENT_LOG, Reason.TPM_EVENT_LOG_REPLAY})
 
 
@@ -50,6 +55,7 @@ class HealthQuestion:
 
     nonce: bytes
     pcrs: tuple[int, ...]
+    asked_at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +99,7 @@ class HealthReports:
             if tpm is None or not tpm.anchor:
                 return None
             policy = await self._world.policy_of(tx, device.tenant_id)
-            return HealthQuestion(self._world.entropy.token(32), policy.health.pcrs)
+            return HealthQuestion(self._world.entropy.token(32), policy.health.pcrs, self._world.clock.now())
 
         return await self._world.store.read(work)
 
@@ -102,18 +108,22 @@ class HealthReports:
 
         1. verify it against the registration's transcript and the stream's question; 2. judge it beside what is known;
         3. the TPM's record, the assurance of the device's key and the audit record change in one transaction. A copy
-        of a report changes nothing, and a report that does not hold is judged, not refused: `failed`.
+        of a report changes nothing, and a report that does not hold is judged, not refused: `failed`. Raises
+        `UnavailableError(DEADLINE)` for one that comes too late to be believed: the device has to connect again.
         """
         try:
             heard = await self._verify(device, question, report)
         except (UnauthenticatedError, UnavailableError):
             raise
         except (MalformedError, EvidenceError) as refusal:
-            return await self._keep(device, judge_false(refusal))
+            false = judge_false(refusal)
+            return await self._keep(device, lambda _: false)
         except Exception:  # whatever it is: the device is not trusted any more, and there is a trace of it (TPM9)
-            await self._keep(device, judge_false(_unverified()))
+            await self._keep(device, lambda _: judge_false(_unverified()))
             raise
-        return await self._keep(device, heard or judge_trouble(report.trouble))
+        if heard is None:
+            return await self._keep(device, lambda tpm: judge_trouble(tpm, report.trouble))
+        return await self._keep(device, lambda tpm: self._judge(tpm, question, heard))
 
     async def _verify(self, device: Device, question: HealthQuestion, report: HealthReport) -> _Heard | None:
         if report.trouble:
@@ -147,21 +157,25 @@ class HealthReports:
                 raise
             return _Heard(verified(b""), refusal.message)
 
-    async def _keep(self, device: Device, found: _Heard | Judgement) -> HealthVerdict:
+    async def _keep(self, device: Device, judge: Callable[[DeviceTpm], Judgement | None]) -> HealthVerdict:
+        """Change what is known of the device's TPM by the judgement over it; None changes nothing."""
+
         async def work(tx: Transaction) -> HealthVerdict | KeyvouchError:
             tpm = await tx.get(DeviceTpm, device_id=device.id)
             if tpm is None:
                 return removed()
-            if isinstance(found, _Heard) and is_copy(tpm, found.said.clock):
-                return _verdict(tpm)
-            return _verdict(await self._change(tx, device, tpm, self._judge(tpm, found)))
+            judgement = judge(tpm)
+            return _verdict(tpm if judgement is None else await self._change(tx, device, tpm, judgement))
 
         return settled(await self._world.store.write(work))
 
-    def _judge(self, tpm: DeviceTpm, found: _Heard | Judgement) -> Judgement:
-        if isinstance(found, Judgement):
-            return found
-        return judge_report(tpm, found.said, now=self._world.clock.now(), log_trouble=found.log_trouble)
+    def _judge(self, tpm: DeviceTpm, question: HealthQuestion, heard: _Heard) -> Judgement | None:
+        now = self._world.clock.now()
+        if is_copy(tpm, heard.said):
+            return None
+        if now >= question.asked_at + ANSWER_SECONDS:
+            raise _too_late()
+        return judge_report(tpm, heard.said, now=now, log_trouble=heard.log_trouble)
 
     async def _change(self, tx: Transaction, device: Device, tpm: DeviceTpm, judgement: Judgement) -> DeviceTpm:
         (changed,) = await tx.update(DeviceTpm, {"device_id": device.id}, judgement.changes())
@@ -269,6 +283,14 @@ def _verdict(tpm: DeviceTpm) -> HealthVerdict:
 
 def _unverified() -> KeyvouchError:
     return KeyvouchError(Reason.INTERNAL, "The server failed to verify it.")
+
+
+def _too_late() -> UnavailableError:
+    return UnavailableError(
+        Reason.DEADLINE,
+        "The report of health comes too long after its question, so it changes nothing.",
+        fix="Connect again and answer the new question.",
+    )
 
 
 def _reported_since() -> RefusedError:

@@ -40,6 +40,7 @@ from keyvouch_server.use_cases.world import (
     unknown_registration,
 )
 
+_BEGIN: Final = "device.key.begin"
 _ACTION: Final = "device.key.replace"
 
 
@@ -77,7 +78,11 @@ class KeyReplacements:
         1. the device has a TPM that somebody vouches for; 2. certificate, statement; 3. policy: the method is on;
         4. row `pending`, audit.
         """
-        prepared = await self._transcript(device)
+        try:
+            prepared = await self._transcript(device)
+        except RefusedError as refusal:
+            await self._audit_refusal(device, refusal, action=_BEGIN)
+            raise
         assert prepared.tpm is not None
         certificate = self._world.keys.attestation_certificate(prepared.attestation_key.key, prepared.tpm)
         row = self._row(device, prepared, certificate)
@@ -89,10 +94,11 @@ class KeyReplacements:
             try:
                 decide_approval_enabled(await self._world.policy_of(tx, device.tenant_id))
             except RefusedError as refusal:
+                await self._audit(tx, device, refusal.reason.value, action=_BEGIN)
                 return refusal
             await tx.delete(KeyReplacement, {"device_id": device.id, "state": RegistrationState.PENDING})
             await tx.insert(row)
-            await self._audit(tx, device, "ok", action="device.key.begin")
+            await self._audit(tx, device, "ok", action=_BEGIN)
             return BegunReplacement(row, user)
 
         return settled(await self._world.store.write(work))
@@ -144,7 +150,7 @@ class KeyReplacements:
         if row is None:
             raise unknown_registration()
         if row.state is RegistrationState.COMPLETE:
-            return settled(await self._world.store.read(lambda tx: _repeated(tx, row, answer)))
+            return await self._repeat(device, row, answer)
         try:
             evidence, proved = await self._verify(device, row, answer)
         except Exception as failed:  # whatever it is: the old key stays, and there is a trace of it (TPM9)
@@ -163,6 +169,13 @@ class KeyReplacements:
         old = {"expires_at": AtMost(self._world.clock.now() - RETENTION_SECONDS)}
         await self._world.store.write(lambda tx: tx.delete(KeyReplacement, old))
 
+    async def _repeat(self, device: Device, row: KeyReplacement, answer: ReplacementAnswer) -> Credential:
+        try:
+            return settled(await self._world.store.read(lambda tx: _repeated(tx, row, answer)))
+        except ConflictError as another:
+            await self._audit_refusal(device, another)
+            raise
+
     async def _verify(
         self, device: Device, row: KeyReplacement, answer: ReplacementAnswer
     ) -> tuple[VerifiedRegistration, VerifiedTpm]:
@@ -179,9 +192,9 @@ class KeyReplacements:
         )
         return evidence, proved
 
-    async def _audit_refusal(self, device: Device, failed: Exception) -> None:
+    async def _audit_refusal(self, device: Device, failed: Exception, *, action: str = _ACTION) -> None:
         reason = failed.reason if isinstance(failed, KeyvouchError) else Reason.INTERNAL
-        await self._world.store.write(lambda tx: self._audit(tx, device, reason.value))
+        await self._world.store.write(lambda tx: self._audit(tx, device, reason.value, action=action))
 
     async def _audit(self, tx: Transaction, device: Device, outcome: str, *, action: str = _ACTION) -> None:
         await _audit(self._world, tx, device, outcome, action)
@@ -212,19 +225,22 @@ class _Replacement:
             return copy
         tpm = await tx.get(DeviceTpm, device_id=self.device.id)
         if tpm is None:
-            return removed()
+            return await self._refused(tx, removed())
         refusal = await self._refusal(tx)
         if refusal is not None:
-            await _audit(self.world, tx, self.device, refusal.reason.value)
-            return refusal
+            return await self._refused(tx, refusal)
         moved = await tx.update(
             KeyReplacement,
             {"id": self.row.id, "state": RegistrationState.PENDING, "expires_at": Above(self.world.clock.now())},
             {"state": RegistrationState.COMPLETE, "answer_hash": self.answer.digest()},
         )
         if not moved:
-            return await self._completed_by_a_copy(tx) or registration_expired()
+            return await self._completed_by_a_copy(tx) or await self._refused(tx, registration_expired())
         return await self._exchange(tx, tpm)
+
+    async def _refused(self, tx: Transaction, refusal: KeyvouchError) -> KeyvouchError:
+        await _audit(self.world, tx, self.device, refusal.reason.value)
+        return refusal
 
     async def _completed_by_a_copy(self, tx: Transaction) -> Credential | KeyvouchError | None:
         row = await tx.get(KeyReplacement, id=self.row.id)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from keyvouch.attestation import AttestationRequirement, TrustStore, VerifiedRegistration, verify_registration
+from keyvouch.attestation.tpm_marshal import TpmPrivateKey
 from keyvouch.cose import Algorithm
 from keyvouch.errors import ConflictError, KeyvouchError, Reason, UnauthenticatedError
 from keyvouch.ids import DEVICE, REGISTRATION, DeviceId, RegistrationId
@@ -67,6 +68,7 @@ class Registrations:
     def __init__(self, world: World, devices: Devices) -> None:
         self._world = world
         self._devices = devices
+        self._drawing = asyncio.Semaphore(1)
 
     async def begin(self, caller: Caller, request: RegistrationRequest) -> BegunRegistration:
         """Open a registration for the caller's user.
@@ -77,7 +79,7 @@ class Registrations:
         check_text(request.display_name, "display_name", longest=64)
         thumbprint = spki_sha256(load_proof_key(request.channel_key, reason=Reason.CHANNEL_KEY))
         verifies = request.tpm_verifies
-        ceremony_key = None if verifies is None else await asyncio.to_thread(draw_ceremony_key, verifies)
+        ceremony_key = None if verifies is None else await self._draw(verifies)
         token = self._world.secret("kve")
 
         async def work(tx: Transaction) -> BegunRegistration | KeyvouchError:
@@ -90,13 +92,18 @@ class Registrations:
             row, tpm = self._row(caller, request, thumbprint, token), None
             if ceremony_key is not None:
                 tries, keys = policy.registration.pin_tries, self._world.keys
-                tpm = seal_ceremony_key(ceremony_key, tries, keys=keys, registration_id=row.id)
+                tpm = seal_ceremony_key(ceremony_key, tries, keys=keys, registration_id=row.id, token=token)
                 row = replace(row, tpm=tpm.encode())
             await tx.insert(row)
             await self._audit_begin(tx, caller, row.id, "ok")
             return BegunRegistration(row, token, caller.user, policy, tpm)
 
         return settled(await self._world.store.write(work))
+
+    async def _draw(self, verifies: tuple[int, ...]) -> TpmPrivateKey:
+        """One at a time: an RSA key keeps a core busy for a while, and whoever has a session may ask for many."""
+        async with self._drawing:
+            return await asyncio.to_thread(draw_ceremony_key, verifies)
 
     async def _may_register(self, tx: Transaction, user: User, policy: Policy) -> KeyvouchError | None:
         devices = await tx.find(Device, {"user_id": user.id}, order="id")
@@ -210,7 +217,11 @@ class Registrations:
 
     async def _repeat(self, row: Registration, answer: RegistrationAnswer) -> RegisteredDevice:
         root = self._world.keys.device_certificate(row.device_id, row.tenant_id, row.channel_key)[1:]
-        return settled(await self._world.store.read(lambda tx: repeated(tx, row, answer, root)))
+        try:
+            return settled(await self._world.store.read(lambda tx: repeated(tx, row, answer, root)))
+        except ConflictError as another:
+            await self._audit_refusal(row, another)
+            raise
 
 
 def verify_credential(

@@ -20,7 +20,12 @@ from keyvouch_server.domain.model import (
     Tenant,
     User,
 )
-from keyvouch_server.domain.policy import decide_approval_enabled, decide_assurance, decide_device_limit
+from keyvouch_server.domain.policy import (
+    decide_approval_enabled,
+    decide_assurance,
+    decide_device_limit,
+    decide_pin_limit,
+)
 from keyvouch_server.ports import Above, Duplicate, Snapshot, Transaction
 from keyvouch_server.use_cases.devices import Devices, RemovedDevice
 from keyvouch_server.use_cases.tpm_evidence import ProvedTpm, TpmAnswer
@@ -158,6 +163,7 @@ class Completion:
             decide_device_limit(policy, [f"{d.display_name} ({d.id})" for d in devices if d not in older])
             decide_assurance(self._assurance, policy.registration.required_assurance)
             if self.tpm is not None:
+                decide_pin_limit(policy, self.tpm.prepared.pin_limit)
                 await decide_identity(tx, self.row, self.tpm.prepared.endorsement_key, policy)
         except RefusedError as refusal:
             return refusal
@@ -221,7 +227,7 @@ class Completion:
             anchor=prepared.tpm.anchor if prepared.tpm else "",
             manufacturer=prepared.tpm.manufacturer if prepared.tpm else "",
             model=prepared.tpm.model if prepared.tpm else "",
-            pin_limit=prepared.pin_limit,
+            pin_limit=prepared.pin_limit if said else 0,  # a PIN gate that nobody has seen has no limit
             channel_key_in_tpm=proved.channel_key_in_tpm,
         )
         return record if said is None else heard(record, said.clock, said.firmware_version)

@@ -42,7 +42,7 @@ __all__ = [
 
 _PURPOSE: Final = "tpm-ceremony-key"
 _NONCE: Final = bytes(12)
-"""The key is made of the registration's id, which is drawn once: each key seals one thing."""
+"""The key is made of the registration's id and token, which are drawn once: each key seals one thing."""
 _BEGUN: Final = frozenset({1, 2, 3})
 _PREPARED: Final = frozenset({1, 2, *range(4, 13)})
 
@@ -75,9 +75,9 @@ class BegunTpm:
         """Canonical CBOR for the registration's row."""
         return cbor.encode({1: bytes(self.ceremony_key), 2: self.pin_limit, 3: self.sealed_key})
 
-    def open(self, keys: Keys, registration_id: RegistrationId) -> TpmPrivateKey:
-        """The private half."""
-        der = _cipher(keys, registration_id).decrypt(_NONCE, self.sealed_key, self.ceremony_key)
+    def open(self, keys: Keys, registration_id: RegistrationId, token: str) -> TpmPrivateKey:
+        """The private half, with the registration's token."""
+        der = _cipher(keys, registration_id, token).decrypt(_NONCE, self.sealed_key, self.ceremony_key)
         key = serialization.load_der_private_key(der, password=None)
         assert isinstance(key, (ec.EllipticCurvePrivateKey, rsa.RSAPrivateKey))
         return key
@@ -150,11 +150,17 @@ def draw_ceremony_key(verifies: Sequence[int]) -> TpmPrivateKey:
     )
 
 
-def seal_ceremony_key(key: TpmPrivateKey, pin_limit: int, *, keys: Keys, registration_id: RegistrationId) -> BegunTpm:
-    """A transcript that has just begun, with a key that only this server can use, for this registration."""
+def seal_ceremony_key(
+    key: TpmPrivateKey, pin_limit: int, *, keys: Keys, registration_id: RegistrationId, token: str
+) -> BegunTpm:
+    """A transcript that has just begun, with a key that only this server can use, for this registration.
+
+    And only while it has the registration's token, which the device keeps and the store does not: what is deleted from
+    the store may still be read in its file, in its log or in a backup, and must sign nothing any more.
+    """
     public = external_key(key.public_key())
     der = key.private_bytes(serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return BegunTpm(public, pin_limit, _cipher(keys, registration_id).encrypt(_NONCE, der, public))
+    return BegunTpm(public, pin_limit, _cipher(keys, registration_id, token).encrypt(_NONCE, der, public))
 
 
 def read_transcript(encoded: bytes) -> BegunTpm | PreparedTpm:
@@ -182,8 +188,8 @@ def subject_public_key(public: TpmPublic) -> bytes:
 _CURVES: Final = {int(Algorithm.ES256): ec.SECP256R1(), int(Algorithm.ES384): ec.SECP384R1()}
 
 
-def _cipher(keys: Keys, registration_id: RegistrationId) -> AESGCM:
-    return AESGCM(keys.mac(_PURPOSE, registration_id.encode()))
+def _cipher(keys: Keys, registration_id: RegistrationId, token: str) -> AESGCM:
+    return AESGCM(keys.mac(_PURPOSE, cbor.encode([registration_id, token])))
 
 
 def _prepared(m: dict[int, object]) -> PreparedTpm:

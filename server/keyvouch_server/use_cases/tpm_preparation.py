@@ -19,13 +19,20 @@ from keyvouch.attestation.credential_activation import ENTROPY_SIZE, make_creden
 from keyvouch.attestation.endorsement import EndorsementCertificate, verify_endorsement_certificate
 from keyvouch.attestation.pin_gate import HANDLES, PinCounter, PinGate, first_write_message
 from keyvouch.attestation.tpm_keys import check_attestation_key, check_endorsement_key
-from keyvouch.attestation.tpm_marshal import sign
+from keyvouch.attestation.tpm_marshal import TpmPrivateKey, sign
 from keyvouch.attestation.tpm_public import TpmNvPublic, TpmPublic
 from keyvouch.errors import EvidenceError, KeyvouchError, Reason, RefusedError
 from keyvouch.statement import RegistrationStatement
 from keyvouch_server.domain.model import DeviceTpm, Registration, RegistrationState
 from keyvouch_server.domain.names import invalid_field
-from keyvouch_server.domain.policy import Policy, decide_accounts, decide_assurance, decide_tenant, reaches
+from keyvouch_server.domain.policy import (
+    Policy,
+    decide_accounts,
+    decide_assurance,
+    decide_pin_limit,
+    decide_tenant,
+    reaches,
+)
 from keyvouch_server.ports import Above, EkTrust, EndorsedTpm, Snapshot, Transaction
 from keyvouch_server.use_cases.tpm_ceremony import (
     BegunTpm,
@@ -95,9 +102,10 @@ class TpmPreparations:
             if isinstance(begun, TpmGrant):
                 return begun
             shown = examine(request, row, begun, endorsers=self._world.endorsers, now=self._world.clock.now())
+            decide_pin_limit(policy, begun.pin_limit)
             decide_provable(shown.endorsed, policy.registration.required_assurance)
             await self._world.store.read(lambda tx: decide_identity(tx, row, shown.endorsement_key, policy))
-            prepared = self._grant(row, begun, request, shown)
+            prepared = self._grant(row, begun.open(self._world.keys, row.id, token), begun, request, shown)
         except Exception as failed:
             await self._audit_refusal(row, failed)
             raise
@@ -112,7 +120,9 @@ class TpmPreparations:
 
         return await self._world.store.read(work)
 
-    def _grant(self, row: Registration, begun: BegunTpm, request: TpmRequest, shown: ShownTpm) -> PreparedTpm:
+    def _grant(
+        self, row: Registration, signer: TpmPrivateKey, begun: BegunTpm, request: TpmRequest, shown: ShownTpm
+    ) -> PreparedTpm:
         keys, entropy, gate = self._world.keys, self._world.entropy, shown.gate
         name = shown.attestation_key.name
         secret = entropy.token(SECRET_SIZE)
@@ -120,7 +130,6 @@ class TpmPreparations:
             endorsement_key=shown.endorsement_key, name=name, secret=secret, entropy=entropy.token(ENTROPY_SIZE)
         )
         certificate = keys.attestation_certificate(shown.attestation_key.key, shown.endorsed) if shown.endorsed else b""
-        signer = begun.open(keys, row.id)
         write = first_write_message(gate, nonce=request.session_nonce, counter=PinCounter(0, begun.pin_limit))
         statement = replace(RegistrationStatement.parse(row.statement), ak_name=name).encode()
         return PreparedTpm(
