@@ -18,8 +18,8 @@ from keyvouch.proofs import spki_of
 from keyvouch_agent.channel_keys import IN_TPM, is_tpm_key
 from keyvouch_agent.vaults.tpm.answers import as_asked, making_sense
 from keyvouch_agent.vaults.tpm.connection import Tpm, TpmAccess
-from keyvouch_agent.vaults.tpm.key_file import OWNER, KeyFile, signature_value
-from keyvouch_agent.vaults.tpm.parent import choose_parent, parents
+from keyvouch_agent.vaults.tpm.key_file import KeyFile, signature_value
+from keyvouch_agent.vaults.tpm.parent import choose_parent, number_of, parents
 from keyvouch_agent.vaults.tpm.profile import read_profile
 from keyvouch_agent.vaults.tpm.templates import KINDS, channel_key, scheme_of
 
@@ -79,7 +79,7 @@ class TpmChannelKeys:
             template = channel_key()
             made = tpm.do(tpm.esapi.create, parent, TPM2B_SENSITIVE_CREATE(), template)
             as_asked(made[1], template)
-            return TpmChannelKey(self._access, KeyFile(made[0], made[1], OWNER).to_der())
+            return TpmChannelKey(self._access, KeyFile(made[0], made[1], number_of(tpm, parent)).to_der())
 
     def knows(self, stored: bytes) -> bool:
         """Whether this is a key file of a TPM."""

@@ -17,12 +17,13 @@ from keyvouch.cose import Algorithm
 from keyvouch.errors import DeviceError, KeyvouchError, Reason
 from keyvouch_agent.vaults.tpm.account_file import StorageParent
 from keyvouch_agent.vaults.tpm.connection import Tpm
+from keyvouch_agent.vaults.tpm.key_file import OWNER
 from keyvouch_agent.vaults.tpm.profile import TpmProfile
 from keyvouch_agent.vaults.tpm.response_codes import REENROL, Code, Words
 from keyvouch_agent.vaults.tpm.sessions import owner_session
 from keyvouch_agent.vaults.tpm.templates import KINDS, storage_root_key
 
-__all__ = ["PERSISTENT", "choose_parent", "open_parent", "parents"]
+__all__ = ["PERSISTENT", "choose_parent", "number_of", "open_parent", "parents"]
 
 PERSISTENT: Final = 0x8100_0001
 """Where the storage root key stands (TCG TPM v2.0 Provisioning Guidance, section 7.8)."""
@@ -57,6 +58,11 @@ def open_parent(tpm: Tpm, pinned: StorageParent) -> Any:
     if name != pinned.name:
         raise _cleared()
     return handle
+
+
+def number_of(tpm: Tpm, parent: Any) -> int:
+    """What a key file names as its parent: the persistent handle, or `OWNER` for the key of the template."""
+    return PERSISTENT if int(tpm.esapi.tr_get_tpm_handle(parent)) == PERSISTENT else OWNER
 
 
 def parents(tpm: Tpm) -> Iterator[Any]:

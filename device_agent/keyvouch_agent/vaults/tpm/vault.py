@@ -37,8 +37,9 @@ from keyvouch_agent.vaults.tpm.account import TpmAccount, TpmLink
 from keyvouch_agent.vaults.tpm.account_file import AccountState, PinRecord
 from keyvouch_agent.vaults.tpm.answers import as_asked, making_sense, senseless
 from keyvouch_agent.vaults.tpm.connection import Tpm
-from keyvouch_agent.vaults.tpm.key_file import OWNER, KeyFile, signature_value
+from keyvouch_agent.vaults.tpm.key_file import KeyFile, signature_value
 from keyvouch_agent.vaults.tpm.losses import NO_SUCH_KEY, UNUSABLE_KEY_FILE, told_apart
+from keyvouch_agent.vaults.tpm.parent import number_of
 from keyvouch_agent.vaults.tpm.pin_grant import LocalCeremony, PinGrant
 from keyvouch_agent.vaults.tpm.templates import KINDS, KeyKind, credential_key, scheme_of
 
@@ -267,7 +268,7 @@ class TpmVault:
         template = credential_key(kind, self._state.pin.gate.key_policy)
         made = link.tpm.do(link.tpm.esapi.create, link.parent, TPM2B_SENSITIVE_CREATE(), template)
         as_asked(made[1], template)
-        key = KeyFile(made[0], made[1], OWNER)
+        key = KeyFile(made[0], made[1], number_of(link.tpm, link.parent))
         credential = self._record(request, key)
         self._account.write_key(credential.id, key)
         keys = (*self._state.keys, credential)
