@@ -160,8 +160,12 @@ class AgentProcess:
         return found
 
     def connected(self) -> None:
-        """Wait until its stream is welcomed."""
-        wait_until(lambda: self.link()["state"] == "connected", f"the agent does not connect; see {self.log}")
+        """Wait until its stream is welcomed. It answers before it has taken up its enrolments."""
+
+        def welcomed() -> bool:
+            return [link["state"] for link in self.ask("status")["enrolments"]] == ["connected"]
+
+        wait_until(welcomed, f"the agent does not connect; see {self.log}")
 
 
 def _pipe_with(secret: str) -> int:
