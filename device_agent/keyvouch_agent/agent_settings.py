@@ -4,7 +4,8 @@
 tcti                    = "device:/dev/tpmrm0"   how the TSS reaches the TPM; else $TSS2_TCTI, else /dev/tpmrm0
 owner_auth_file         = "/etc/keyvouch/owner"  a file with the owner hierarchy's password, where it has one
 endorsement_auth_file   = "/etc/keyvouch/ek"     the same for the endorsement hierarchy
-endorsement_certificate = "/etc/keyvouch/ek.pem" the endorsement key's certificate, where the TPM does not hold it
+endorsement_certificate = "/etc/keyvouch/ek.pem" the endorsement key's certificate, where the TPM does not hold it;
+                                                 "none" shows servers none
 event_log               = "/sys/kernel/security/tpm0/binary_bios_measurements"   the firmware's log of the boot;
                                                  with a TPM of this computer it is looked for there anyway
 """

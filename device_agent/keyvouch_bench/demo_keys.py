@@ -13,11 +13,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from keyvouch.attestation.endorsement import EndorsementCertificate, verify_endorsement_certificate
 from keyvouch.errors import DeviceError, KeyvouchError, Reason, UnavailableError
-from keyvouch_agent.vaults.tpm.connection import DEFAULT_DEVICE, TpmAccess, TpmSettings
+from keyvouch_agent.vaults.tpm.connection import DEFAULT_DEVICE, WITHHELD, Tpm, TpmAccess, TpmSettings
+from keyvouch_server.ek_trust import load_ek_trust, makers
 
 if TYPE_CHECKING:
     from keyvouch_bench.swtpm import Swtpm
@@ -36,6 +39,8 @@ class DemoKeys:
     told: str
     emulated: tuple[Swtpm, ...] = ()
     tcti: str = ""
+    vouched: bool = True
+    """Whether the server of the demonstration believes the maker of the real one."""
 
     def provider(self, person: int) -> str:
         """The kind of provider of a person. There is one real TPM, and Ada, the second one, has it."""
@@ -46,7 +51,8 @@ class DemoKeys:
     def settings(self, person: int) -> str:
         """What goes into the agent.toml of a person, empty for nothing."""
         tcti = self.emulated[person].tcti if self.emulated else self.tcti
-        return f'[tpm]\ntcti = "{tcti}"\n' if tcti else ""
+        withheld = "" if self.vouched else f'endorsement_certificate = "{WITHHELD}"\n'
+        return f'[tpm]\ntcti = "{tcti}"\n{withheld}' if tcti else ""
 
     def trust(self, data: Path) -> None:
         """Let the server in this data directory believe the maker of the emulated TPMs, for this demonstration only."""
@@ -95,12 +101,37 @@ def _real(why: list[str]) -> DemoKeys | None:
         return None
     access = TpmAccess(TpmSettings(tcti=named))
     try:
-        access.open().close()
+        with access.open() as tpm:
+            vouched = _is_vouched(tpm)
     except DeviceError as error:
         why.append(error.message)
         return None
     told = f"Key provider: the TPM at {access.configuration}, for Ada; it is left as it was."
-    return DemoKeys(f"{told} The administrator's key is in software.", tcti=access.configuration)
+    if not vouched:
+        told += " Nobody whom a server believes vouches for it, so its key counts as one in software."
+    told += " The administrator's key is in software."
+    return DemoKeys(told, tcti=access.configuration, vouched=vouched)
+
+
+def _is_vouched(tpm: Tpm) -> bool:
+    """Whether a server with the makers it comes with believes the certificate of this TPM."""
+    from keyvouch_agent.vaults.tpm.endorsement import find_endorsement_key  # noqa: PLC0415 - needs the TPM library
+
+    key, trust = find_endorsement_key(tpm, has_curves=True), load_ek_trust(makers())
+    if not key.certificates:
+        return False
+    own, *issuers = key.certificates
+    try:
+        verify_endorsement_certificate(
+            EndorsementCertificate.parse(own),
+            endorsement_key=key.public,
+            intermediates=[*issuers, *trust.intermediates],
+            anchors=trust.anchors,
+            instant=datetime.now(UTC),
+        )
+    except KeyvouchError:
+        return False
+    return True
 
 
 def _emulated(stack: ExitStack, folder: Path, why: list[str]) -> DemoKeys | None:

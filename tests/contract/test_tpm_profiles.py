@@ -6,7 +6,7 @@ For each: the vault works, the agent sends nothing that such a chip refuses, and
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from keyvouch_agent.ledger import Enrolment
 from keyvouch_agent.system import SystemEntropy
 from keyvouch_agent.vaults.tpm.account import TpmAccount
 from keyvouch_agent.vaults.tpm.health import report
+from keyvouch_agent.vaults.tpm.survey import survey
 from keyvouch_agent.vaults.tpm.vault import TpmVault
 from keyvouch_bench.swtpm import MANUFACTURER, Profile, Swtpm
 from keyvouch_bench.tpm_algorithms import P384_ONLY, RSA_ONLY, AlgorithmFilterTcti, Algorithms
@@ -248,7 +249,24 @@ async def test_a_maker_whom_the_server_does_not_know_is_refused_not_left_out_of_
         with pytest.raises(KeyvouchError) as caught:
             await Desk(live, chip, tmp_path).enrol()
         assert caught.value.reason.value.startswith("tpm_ek")
+        assert "keyvouch.toml" in caught.value.fix  # what its administrator can do,
+        assert 'endorsement_certificate = "none"' in caught.value.fix  # and the person alone
         assert not chip.tpm.loaded_handles()
+
+
+async def test_a_certificate_can_be_withheld_and_then_nobody_vouches_for_the_key_H5(
+    template: Path, tmp_path: Path, tpm_factory: Callable[..., Swtpm]
+):
+    chip, home = Chip(MAKES["standard"], tpm_factory(), Recording()), Home.open(tmp_path / "home")
+    home.write("agent.toml", b'[tpm]\nendorsement_certificate = "none"\n')
+    async with live_server(template, tmp_path) as live:
+        desk = Desk(live, chip, tmp_path)
+        await desk.enrol()
+        assert await desk.proved() == UNVOUCHED
+        assert chip.unusual() == []
+    with access_to(chip.tpm.tcti).open() as shown:
+        shown.settings = replace(shown.settings, endorsement_certificate="none")
+        assert {one.trouble for one in survey(shown).certificates} == {"agent.toml withholds it from servers"}
 
 
 # Health

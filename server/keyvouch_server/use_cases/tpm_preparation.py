@@ -258,20 +258,30 @@ def _gate(pin_index: bytes, row: Registration, begun: BegunTpm) -> PinGate:
     return gate
 
 
+_NOT_BELIEVED: Final = (
+    "If this TPM's maker should be believed, the server's administrator adds it: [tpm] in keyvouch.toml. Without the "
+    'maker\'s word the key counts as one in software: endorsement_certificate = "none" under [tpm] in agent.toml.'
+)
+
+
 def _endorsed(
     certificates: Sequence[bytes], endorsement_key: TpmPublic, endorsers: EkTrust, now: int
 ) -> EndorsedTpm | None:
     if not certificates:
         return None
     own, *issuers = certificates
-    verified = verify_endorsement_certificate(
-        EndorsementCertificate.parse(own),
-        endorsement_key=endorsement_key,
-        intermediates=[*issuers, *endorsers.intermediates],
-        anchors=endorsers.anchors,
-        instant=datetime.fromtimestamp(now, UTC),
-        unregistered_manufacturers=endorsers.manufacturers,
-    )
+    try:
+        verified = verify_endorsement_certificate(
+            EndorsementCertificate.parse(own),
+            endorsement_key=endorsement_key,
+            intermediates=[*issuers, *endorsers.intermediates],
+            anchors=endorsers.anchors,
+            instant=datetime.fromtimestamp(now, UTC),
+            unregistered_manufacturers=endorsers.manufacturers,
+        )
+    except EvidenceError as refused:
+        refused.fix = _NOT_BELIEVED
+        raise
     return EndorsedTpm(verified.manufacturer, verified.model, verified.version, verified.anchor.name)
 
 

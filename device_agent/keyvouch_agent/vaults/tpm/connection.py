@@ -25,7 +25,10 @@ from keyvouch.errors import DeviceError, Reason
 from keyvouch_agent.vaults.tpm.claim import TpmClaim, claim_path
 from keyvouch_agent.vaults.tpm.response_codes import BUSY, Code, Words, code_of, device_error
 
-__all__ = ["DEFAULT_DEVICE", "JOIN_GROUP", "Tpm", "TpmAccess", "TpmSettings"]
+__all__ = ["DEFAULT_DEVICE", "JOIN_GROUP", "WITHHELD", "Tpm", "TpmAccess", "TpmSettings"]
+
+WITHHELD: Final = "none"
+"""What stands for the certificate of the endorsement key where the agent is to show none."""
 
 DEFAULT_DEVICE: Final = "/dev/tpmrm0"
 """The kernel's resource manager (Linux 4.12 and later)."""
@@ -53,7 +56,7 @@ class TpmSettings:
 
     `tcti` is a configuration of the TSS (`device:/dev/tpmrm0`, `tabrmd`, `swtpm:host=127.0.0.1,port=2321`); empty for
     $TSS2_TCTI, and without that for /dev/tpmrm0. `endorsement_certificate` is a file with the certificate of the
-    endorsement key, where the TPM does not hold it itself.
+    endorsement key, where the TPM does not hold it itself, or `WITHHELD`.
     """
 
     tcti: str = ""

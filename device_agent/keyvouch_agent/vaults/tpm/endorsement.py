@@ -29,7 +29,7 @@ from keyvouch.attestation.endorsement import EndorsementCertificate, split_certi
 from keyvouch.attestation.tpm_public import TpmPublic
 from keyvouch.errors import DeviceError, KeyvouchError, Reason
 from keyvouch_agent.vaults.tpm.answers import listed, making_sense, senseless
-from keyvouch_agent.vaults.tpm.connection import Tpm
+from keyvouch_agent.vaults.tpm.connection import WITHHELD, Tpm
 from keyvouch_agent.vaults.tpm.profile import nv_handles
 from keyvouch_agent.vaults.tpm.response_codes import Code, Words
 from keyvouch_agent.vaults.tpm.sessions import owner_session, policy_session, secret_session
@@ -73,7 +73,12 @@ class EndorsementKey:
 
 
 def find_endorsement_key(tpm: Tpm, *, has_curves: bool) -> EndorsementKey:
-    """The endorsement key that somebody vouches for, else the one of the usual template."""
+    """The endorsement key that somebody vouches for, else the one of the usual template.
+
+    A certificate that no server believes can be withheld: the TPM is then one that nobody vouches for.
+    """
+    if tpm.settings.endorsement_certificate == WITHHELD:
+        return _made(tpm, _WITHOUT_CERTIFICATE[0 if has_curves else 1], ())
     certificate, taken = certificate_from_file(tpm.settings.endorsement_certificate), nv_handles(tpm)
     if certificate:
         return _made(tpm, _kind_of(certificate), (certificate, *issuers(tpm, taken)))

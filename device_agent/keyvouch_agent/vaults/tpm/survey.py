@@ -9,7 +9,7 @@ anything, and nothing is changed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -19,7 +19,7 @@ from keyvouch.attestation.ber import to_der
 from keyvouch.attestation.endorsement import EndorsementCertificate
 from keyvouch.attestation.tpm_vendors import find_vendor
 from keyvouch.errors import DeviceError, KeyvouchError
-from keyvouch_agent.vaults.tpm.connection import Tpm
+from keyvouch_agent.vaults.tpm.connection import WITHHELD, Tpm
 from keyvouch_agent.vaults.tpm.endorsement import certificate_from_file, certificate_places, issuers, read_nv
 from keyvouch_agent.vaults.tpm.parent import PERSISTENT
 from keyvouch_agent.vaults.tpm.profile import LockoutState, TpmProfile, nv_handles, read_lockout, read_profile
@@ -85,6 +85,8 @@ def _certificates(tpm: Tpm, taken: frozenset[int]) -> tuple[FoundCertificate, ..
     path = tpm.settings.endorsement_certificate
     if not path:
         return tuple(found)
+    if path == WITHHELD:
+        return tuple(replace(one, trouble=one.trouble or "agent.toml withholds it from servers") for one in found)
     try:
         return (_read(path, certificate_from_file(path)), *found)
     except DeviceError as error:
