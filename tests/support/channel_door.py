@@ -91,7 +91,7 @@ async def tls_door(folder: Path, version: ssl.TLSVersion) -> AsyncIterator[TlsDo
         door.seen.put_nowait((connection.version(), connection.getpeercert(binary_form=True)))
         writer.transport.abort()
 
-    server = await asyncio.start_server(meet, "localhost", 0, ssl=context)
+    server = await asyncio.start_server(meet, "127.0.0.1", 0, ssl=context)
     door.port = server.sockets[0].getsockname()[1]
     try:
         yield door
