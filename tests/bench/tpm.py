@@ -5,8 +5,9 @@
     wire     time in calls to the server less its CPU: TLS, scheduling, the disk
     agent    the rest: the CTAP client and authenticator, files, Python
 
-An approval is measured from the decision to the accepted outcome. Beside it stands the bare signature: a key of the
-same kind that is guarded by its own authorization value, over the same kind of encrypted session.
+An approval is measured from the decision to the accepted outcome; the tries that are left were asked for when it was
+shown. Beside it stands the bare signature: a key of the same kind that is guarded by its own authorization value, over
+the same kind of encrypted session.
 """
 
 from __future__ import annotations
@@ -205,7 +206,7 @@ class Bench:
         async with SignIn(connection, **who, app_id="bench", app_name="Bench") as request:
             while not agent.pending()["prompts"]:  # noqa: ASYNC110 - the agent tells nobody
                 await asyncio.sleep(0.005)
-            await asyncio.sleep(0.05)
+            await agent.show("")  # as a person sees it, with the tries that are left
             self.meter.reset()
             cpu, start = self.server_cpu(), time.perf_counter()
             outcome = await agent.approve("", request.number, Pin(PIN))

@@ -48,8 +48,10 @@ __all__ = ["DEFAULT_LIMIT", "MAX_KEYS", "TpmVault"]
 DEFAULT_LIMIT: Final = 8
 """Wrong PINs that block, where no server says how many: CTAP's own number."""
 
-SEEN_SECONDS: Final = 2.0
-"""How long the tries that the TPM told are believed without asking again."""
+SEEN_SECONDS: Final = 120.0
+"""How long the tries that the TPM told are believed: from the moment a request is shown until it is approved. The TPM
+counts all the while, and refuses whatever is believed here.
+"""
 
 MAX_KEYS: Final = 64
 CREDENTIAL_ID_LENGTH: Final = 32
@@ -113,7 +115,10 @@ class TpmVault:
     # The PIN
 
     def pin_state(self) -> PinState:
-        """Ask the TPM: one command, and none again for two seconds, for one ceremony asks several times."""
+        """Ask the TPM: one command, and none again until the PIN is used or two minutes are over.
+
+        So an approval asks nothing that was not asked when its request was shown.
+        """
         pin = self._state.pin
         if pin is None or not pin.is_set:
             return PinState(is_set=False, retries_left=self.grant.counter.limit if self.grant else self._limit)
