@@ -232,6 +232,19 @@ async def test_sign_in_survives_every_fault_of_every_tpm_command(stage: TpmCerem
     assert not stage.left()
 
 
+async def test_an_approval_asks_the_tpm_for_nothing_that_was_shown_with_its_request(stage: TpmCeremonies) -> None:
+    home = stage.new_home()
+    await stage.enrol(home)
+    async with stage.running(home) as agent:
+        begun = await stage.prompted(agent)
+        assert "NV_Read" in await stage.commands_of(agent.show(""))
+        commands = await stage.commands_of(approve(agent, begun.number))
+        await begun.redeem()
+    counts = {name: commands.count(name) for name in ("NV_Read", "StartAuthSession", "PolicySecret", "Sign")}
+    assert counts == {"NV_Read": 0, "StartAuthSession": 2, "PolicySecret": 1, "Sign": 1}
+    await stage.forget(home)
+
+
 # A TPM that takes its time
 
 

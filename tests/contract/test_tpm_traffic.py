@@ -36,7 +36,7 @@ from keyvouch_agent.vaults.tpm.pin_index import auth_value
 from keyvouch_agent.vaults.tpm.profile import read_profile
 from keyvouch_agent.vaults.tpm.sessions import secret_session
 from keyvouch_agent.vaults.tpm.templates import KINDS, channel_key, scheme_of
-from keyvouch_agent.vaults.tpm.vault import TpmVault
+from keyvouch_agent.vaults.tpm.vault import SEEN_SECONDS, TpmVault
 from keyvouch_bench.swtpm import Swtpm
 from keyvouch_bench.tpm_contents import connected
 from keyvouch_bench.tpm_tcti import ExchangeTcti, Recording, RecordingTcti, Send, open_tcti
@@ -196,6 +196,39 @@ def test_an_approval_takes_two_commands_more_than_a_bare_signature(tpm: Any, tmp
     assert bare - approval == Counter()
     assert approval.total() == bare.total() + 2
     assert not tpm.loaded_handles()
+
+
+def test_the_tries_are_asked_for_once_until_the_pin_is_used_or_their_time_is_over(tpm: Any, tmp_path: Path):
+    recording, now = Recording(), [0.0]
+    account = TpmAccount.open(
+        tmp_path / "account", access_to(tpm.tcti, lambda: RecordingTcti(open_tcti(tpm.tcti), recording))
+    )
+    vault = TpmVault(account, SystemEntropy(), limit=3, monotonic=lambda: now[0])
+
+    def asked() -> int:
+        before = done(recording).count(TPM2_CC.NV_Read)
+        vault.pin_state()
+        return done(recording).count(TPM2_CC.NV_Read) - before
+
+    try:
+        vault.set_pin(PIN)
+        assert [asked(), asked()] == [1, 0]
+        now[0] += SEEN_SECONDS
+        assert asked() == 0
+        now[0] += 0.1
+        assert [asked(), asked()] == [1, 0]
+        with pytest.raises(DeviceError):
+            vault.verify_pin(pin_hash(WRONG))
+        assert asked() == 1
+        assert vault.pin_state().retries_left == 2
+        vault.verify_pin(pin_hash(PIN))
+        assert asked() == 0
+        vault.lock()
+        assert asked() == 1
+        assert vault.pin_state().retries_left == 3
+        vault.reset()
+    finally:
+        vault.close()
 
 
 def done(recording: Recording) -> list[int]:

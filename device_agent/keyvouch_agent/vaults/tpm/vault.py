@@ -43,7 +43,7 @@ from keyvouch_agent.vaults.tpm.parent import number_of
 from keyvouch_agent.vaults.tpm.pin_grant import LocalCeremony, PinGrant
 from keyvouch_agent.vaults.tpm.templates import KINDS, KeyKind, credential_key, scheme_of
 
-__all__ = ["DEFAULT_LIMIT", "MAX_KEYS", "TpmVault"]
+__all__ = ["DEFAULT_LIMIT", "MAX_KEYS", "SEEN_SECONDS", "TpmVault"]
 
 DEFAULT_LIMIT: Final = 8
 """Wrong PINs that block, where no server says how many: CTAP's own number."""
