@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from keyvouch_bench.swtpm import Swtpm
 from keyvouch_bench.tpm_contents import TpmDevice
 from keyvouch_bench.tpm_faults import Action, Fault, FaultingTcti, FaultPlan, truncate
 from keyvouch_bench.tpm_tcti import Recording, RecordingTcti, Send, open_tcti
-from support.tpm_accounts import access_to
+from support.tpm_accounts import access_to, kept
 
 PIN = b"493817"
 SENSELESS = {Reason.TPM_FAILED, Reason.TPM_UNAVAILABLE}
@@ -162,19 +162,19 @@ def meeting(bus: Bus, vault: TpmVault, fault: Fault) -> None:
 
 
 def test_a_key_of_another_policy_than_asked_for_is_not_kept(bus: Bus, vault: TpmVault) -> None:
-    vault.create_key(key_request())
+    kept(vault, key_request())
     public = bus.recording.exchanges[-1].response.index(vault._state.pin.gate.key_policy)  # type: ignore[union-attr]
     for offset in (public, public + 31, public - 3):  # the policy, and the attributes before it
         meeting(bus, vault, Fault(turn_over(offset), code=TPM2_CC.Create))
-        senseless(lambda: vault.create_key(key_request()))
+        senseless(lambda: kept(vault, key_request()))
     assert len(vault._state.keys) == 1
     meeting(bus, vault, Fault(turn_over(10), code=TPM2_CC.Hash))  # a command that does not come
-    assert vault.create_key(key_request()).public_key
+    assert kept(vault, key_request()).public_key
 
 
 def test_a_signature_of_another_key_does_not_leave_the_vault(bus: Bus, vault: TpmVault, tmp_path: Path) -> None:
     """Two files changed places: each loads, and signs something that no server would take."""
-    first, second = vault.create_key(key_request()), vault.create_key(key_request())
+    first, second = kept(vault, key_request()), kept(vault, key_request())
     files = [tmp_path / "account" / f"{key.id.hex()}.pem" for key in (first, second)]
     contents = [file.read_bytes() for file in files]
     files[0].write_bytes(contents[1])
@@ -188,12 +188,49 @@ def test_a_signature_of_another_key_does_not_leave_the_vault(bus: Bus, vault: Tp
 
 @pytest.mark.parametrize("offset", range(RESPONSE_PARAMETERS, RESPONSE_PARAMETERS + 72, 7))
 def test_a_signature_of_the_vault_with_a_bit_turned_over_is_refused(bus: Bus, vault: TpmVault, offset: int) -> None:
-    key = vault.create_key(key_request())
+    key = kept(vault, key_request())
     meeting(bus, vault, Fault(turn_over(offset), code=TPM2_CC.Sign))
     senseless(lambda: vault.sign(key.id, b"message"))
     vault.lock()
     unlock(vault)
     assert vault.sign(key.id, b"message")
+
+
+def with_secrets(bus: Bus, vault: TpmVault) -> Any:
+    key = kept(vault, replace(key_request(), hmac_secret=True, cred_blob=b"blob"))
+    assert len(vault.secrets(key.id).with_uv) == 32  # control
+    return key
+
+
+@pytest.mark.parametrize("offset", [*range(RESPONSE_PARAMETERS, RESPONSE_PARAMETERS + 34, 5), -1, -40])
+def test_a_seed_with_a_bit_turned_over_gives_no_secrets(bus: Bus, vault: TpmVault, offset: int) -> None:
+    key = with_secrets(bus, vault)
+    right = vault.secrets(key.id)
+    meeting(bus, vault, Fault(turn_over(offset), code=TPM2_CC.Unseal))
+    senseless(lambda: vault.secrets(key.id))
+    vault.lock()
+    unlock(vault)
+    assert vault.secrets(key.id) == right
+
+
+@pytest.mark.parametrize("cut", range(10, 117, 9))
+def test_a_seed_that_is_cut_off_gives_no_secrets(bus: Bus, vault: TpmVault, cut: int) -> None:
+    key = with_secrets(bus, vault)
+    meeting(bus, vault, Fault(truncate(cut), code=TPM2_CC.Unseal))
+    senseless(lambda: vault.secrets(key.id))
+
+
+@pytest.mark.parametrize("offset", [RESPONSE_PARAMETERS, RESPONSE_PARAMETERS + 60, -1, -200])
+def test_a_sealed_seed_with_a_bit_turned_over_is_not_kept(bus: Bus, vault: TpmVault, offset: int) -> None:
+    """The second TPM2_Create of a key with secrets."""
+    request = replace(key_request(), hmac_secret=True)
+    with_secrets(bus, vault)
+    meeting(bus, vault, Fault(turn_over(offset), code=TPM2_CC.Create, at=2))
+    senseless(lambda: vault.create_key(request))
+    assert len(vault._state.keys) == 1
+    vault.lock()
+    unlock(vault)
+    assert vault.secrets(kept(vault, request).id).with_uv
 
 
 @pytest.mark.parametrize("offset", range(RESPONSE_PARAMETERS, RESPONSE_PARAMETERS + 72, 7))

@@ -25,7 +25,7 @@ from tpm2_pytss.types import (
 from keyvouch_agent.authenticator.vault import KeyRequest, User
 from keyvouch_agent.vaults.tpm.pin_index import auth_value
 from keyvouch_bench.swtpm import Swtpm
-from support.tpm_accounts import tpm_vault
+from support.tpm_accounts import kept, tpm_vault
 from support.tpm_attacker import ECDSA, PIN, Attacker, Victim, attacking, pin_hash, victim_in
 
 HASH: Final = pin_hash(PIN)
@@ -133,7 +133,7 @@ def test_the_pin_of_another_account_opens_that_account_only_H3(tpm: Any, victim:
     with tpm_vault(tpm.tcti, folder) as vault:
         vault.set_pin(pin)
         vault.verify_pin(hashlib.sha256(pin).digest()[:16])
-        vault.create_key(KeyRequest("rp", User(b"thief"), -7, discoverable=True))
+        kept(vault, KeyRequest("rp", User(b"thief"), -7, discoverable=True))
         vault.lock()
         with attacking(tpm.tcti, folder) as own:
             index, session = own.index(), own.policy()
@@ -191,7 +191,7 @@ def test_the_files_are_of_no_use_in_another_tpm_H2(tpm_factory: Callable[..., Sw
     with tpm_vault(here.tcti, folder) as vault:
         vault.set_pin(PIN)
         vault.verify_pin(HASH)
-        vault.create_key(KeyRequest("rp", User(b"u"), -7, discoverable=True))
+        kept(vault, KeyRequest("rp", User(b"u"), -7, discoverable=True))
         vault.lock()
         with attacking(elsewhere.tcti, folder) as thief:
             thief.refused(0x1DF, thief.load_key)  # TPM_RC_INTEGRITY
@@ -204,7 +204,7 @@ def test_after_a_clear_the_files_are_of_no_use_in_the_same_tpm_H2(tpm_factory: C
     with tpm_vault(tpm.tcti, folder) as vault:
         vault.set_pin(PIN)
         vault.verify_pin(HASH)
-        vault.create_key(KeyRequest("rp", User(b"u"), -7, discoverable=True))
+        kept(vault, KeyRequest("rp", User(b"u"), -7, discoverable=True))
         vault.lock()
         with attacking(tpm.tcti, folder) as thief:
             thief.esys.clear(ESYS_TR.LOCKOUT)

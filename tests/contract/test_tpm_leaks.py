@@ -37,11 +37,12 @@ from keyvouch_bench.swtpm import Swtpm
 from keyvouch_bench.tpm_contents import read_contents
 from keyvouch_bench.tpm_faults import Action, Fault, FaultPlan, FaultyTpm, refuse
 from keyvouch_bench.tpm_tcti import Recording
-from support.tpm_accounts import access_to, tpm_vault
+from support.tpm_accounts import access_to, kept, tpm_vault
 from support.tpm_attacker import PIN, own_key, pin_hash
 from support.tpm_registering import ScriptedServer
 
 NEW: Final = b"another PIN"
+REQUEST: Final = KeyRequest("rp", User(b"u"), -7, discoverable=True, cred_blob=b"blob", hmac_secret=True)
 FAILURE, RETRY = 0x101, 0x922
 
 
@@ -88,13 +89,16 @@ class Scene:
         self.vault.verify_pin(pin_hash(PIN))
 
     def create_key(self) -> None:
-        self.credential = self.vault.create_key(KeyRequest("rp", User(b"u"), -7, discoverable=True))
+        self.credential = kept(self.vault, REQUEST)
 
     def attest(self) -> None:
         self.vault.attest(self.credential.id, b"data", b"hash")
 
     def sign(self) -> None:
         self.vault.sign(self.credential.id, b"statement")
+
+    def secrets(self) -> None:
+        self.vault.secrets(self.credential.id)
 
     def sign_again(self) -> None:
         self.vault.sign(self.credential.id, b"statement")
@@ -118,6 +122,7 @@ STEPS: Final = (
     Scene.create_key,
     Scene.attest,
     Scene.sign,
+    Scene.secrets,
     Scene.sign_again,
     Scene.evidence,
     Scene.change_pin,

@@ -27,7 +27,7 @@ from keyvouch_agent.vaults.tpm.attestation_key import AttestationKeySeed
 from keyvouch_agent.vaults.tpm.vault import TpmVault
 from keyvouch_bench.swtpm import Swtpm
 from keyvouch_bench.tpm_contents import connected
-from support.tpm_accounts import access_to, tpm_vault
+from support.tpm_accounts import access_to, kept, tpm_vault
 from support.tpm_attacker import DIGEST, ECDSA, attacking, record_of
 
 PIN, OTHER, WRONG = b"493817", b"no longer the same", b"000000"
@@ -43,7 +43,7 @@ def with_key(vault: Any, pin: bytes = PIN) -> Any:
     """Set the PIN and make a key; leaves the vault locked."""
     vault.set_pin(pin)
     vault.verify_pin(pin_hash(pin))
-    credential = vault.create_key(REQUEST)
+    credential = kept(vault, REQUEST)
     vault.lock()
     return credential
 
@@ -88,7 +88,7 @@ def test_wrong_pins_block_this_key_and_nothing_else_in_the_tpm_H3(tpm: Any, tmp_
         tries = [refused(one, WRONG) for _ in range(limit)]
         assert tries == [*((Reason.PIN_WRONG, left) for left in range(limit - 1, 0, -1)), (Reason.PIN_BLOCKED, 0)]
         assert refused(one, PIN) == refused(one, WRONG) == (Reason.PIN_BLOCKED, 0)
-        assert one.pin_state() == PinState(is_set=True, retries_left=0)
+        assert one.pin_state() == PinState(is_set=True, retries_left=0, code_points=6)
         assert reason_of(lambda: one.sign(mine.id, b"m")) is Reason.PIN_REQUIRED
         assert signs(two, theirs, OTHER)
         assert two.pin_state().retries_left == limit
@@ -241,7 +241,7 @@ def test_a_changed_pin_opens_the_same_key_and_the_old_one_is_a_wrong_one_H3(tpm:
         assert signs(vault, credential, OTHER)
         assert vault.pin_state().retries_left == 3
         assert what_stays(account, credential.id) == was
-        assert vault.find(REQUEST.rp_id, credential.id) == credential
+        assert vault.find(REQUEST.rp_id_hash, credential.id) == credential
 
 
 def what_stays(account: Path, credential: CredentialId) -> tuple[object, ...]:

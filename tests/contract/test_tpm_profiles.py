@@ -38,7 +38,7 @@ from keyvouch_bench.tpm_tcti import Recording, RecordingTcti, open_tcti
 from keyvouch_server.ek_trust import TpmSettings
 from support.agent_bench import given_pin
 from support.live_server import LiveServer, live_server, make_template
-from support.tpm_accounts import access_to, tpm_vault
+from support.tpm_accounts import access_to, kept, tpm_vault
 from support.tpm_attacker import PIN, pin_hash
 from support.tpm_registering import ScriptedServer, registering
 
@@ -118,12 +118,16 @@ def test_the_vault_works_and_sends_nothing_that_is_refused_H1(chip: Chip, tmp_pa
         assert vault.properties.algorithms == tuple(int(key) for key in chip.make.keys)
         vault.set_pin(PIN)
         vault.verify_pin(pin_hash(PIN))
-        made = [vault.create_key(KeyRequest("rp", User(b"u"), key, discoverable=True)) for key in chip.make.keys]
+        made = [
+            kept(vault, KeyRequest("rp", User(b"u"), key, discoverable=False, hmac_secret=True))
+            for key in chip.make.keys
+        ]
         vault.change_pin(b"another PIN")
         for credential in made:
             attestation = vault.attest(credential.id, b"data", b"hash")
             check(credential, attestation.statement["sig"], b"datahash")
             check(credential, vault.sign(credential.id, b"statement"), b"statement")
+            assert len(vault.secrets(credential.id).with_uv) == 32
         vault.lock()
         assert chip.unusual() == []
         with pytest.raises(DeviceError) as caught:

@@ -7,6 +7,7 @@ import hmac
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,11 +26,12 @@ from tpm2_pytss.types import (
 from keyvouch.attestation.activation_certificate import activation_proof
 from keyvouch.cose import Algorithm, CoseKey
 from keyvouch.errors import DeviceError, Reason
-from keyvouch_agent.authenticator.vault import KeyRequest, User
+from keyvouch_agent.authenticator.vault import CredentialSecrets, KeyRequest, User
 from keyvouch_agent.system import SystemEntropy
+from keyvouch_agent.vaults.tpm import credential_secrets
 from keyvouch_agent.vaults.tpm.account import TpmAccount
 from keyvouch_agent.vaults.tpm.channel_key import TpmChannelKeys
-from keyvouch_agent.vaults.tpm.connection import TpmAccess, TpmSettings
+from keyvouch_agent.vaults.tpm.connection import Tpm, TpmAccess, TpmSettings
 from keyvouch_agent.vaults.tpm.key_file import signature_value
 from keyvouch_agent.vaults.tpm.parent import choose_parent, open_parent
 from keyvouch_agent.vaults.tpm.pin_index import auth_value
@@ -40,7 +42,7 @@ from keyvouch_agent.vaults.tpm.vault import SEEN_SECONDS, TpmVault
 from keyvouch_bench.swtpm import Swtpm
 from keyvouch_bench.tpm_contents import connected
 from keyvouch_bench.tpm_tcti import ExchangeTcti, Recording, RecordingTcti, Send, open_tcti
-from support.tpm_accounts import access_to
+from support.tpm_accounts import access_to, kept
 from support.tpm_attacker import pin_hash
 from support.tpm_registering import ScriptedServer, registering
 
@@ -84,7 +86,7 @@ def test_neither_pin_nor_what_is_made_of_it_passes_in_clear_T12_A4(tpm: Any, tmp
     with opened(tpm, tmp_path / "account", recording) as (_, vault):
         vault.set_pin(PIN)
         vault.verify_pin(pin_hash(PIN))
-        credential = vault.create_key(REQUEST)
+        credential = kept(vault, REQUEST)
         for _ in range(2):
             vault.sign(credential.id, b"statement")
         vault.change_pin(NEW)
@@ -124,7 +126,7 @@ def test_a_registration_shows_neither_pin_nor_activation_secret_T12_A4(tpm: Any,
             ceremony.accept(grant)
             vault.set_pin(PIN)
             vault.verify_pin(pin_hash(PIN))
-            credential = vault.create_key(REQUEST)
+            credential = kept(vault, REQUEST)
             vault.attest(credential.id, b"data", b"hash")
             evidence = ceremony.evidence(grant.statement, b"")
         assert evidence.activation == activation_proof(grant.statement, secret=server.secret)
@@ -133,9 +135,46 @@ def test_a_registration_shows_neither_pin_nor_activation_secret_T12_A4(tpm: Any,
         assert found({**secrets_of(PIN), **activation_secrets(server)}, recording.traffic) == []
         assert TPM2_CC.ActivateCredential in recording.codes
         files = b"".join(file.read_bytes() for file in sorted((tmp_path / "account").iterdir()))
-        kept = activation_secrets(server)
-        kept.pop("certificate", None)  # which is public, and kept
-        assert found({**secrets_of(PIN), **kept}, files) == []
+        on_disk = activation_secrets(server)
+        on_disk.pop("certificate", None)  # which is public, and kept
+        assert found({**secrets_of(PIN), **on_disk}, files) == []
+
+
+EVERYTHING: Final = replace(REQUEST, cred_blob=b"blob of the relying party", hmac_secret=True, large_blob_key=True)
+
+
+def test_neither_seed_nor_secrets_of_a_key_pass_in_clear_or_stand_in_a_file_T12_A5(
+    tpm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seeds, recording = [], Recording()
+    derive = credential_secrets.derive
+
+    def watched(seed: bytes, *rest: Any) -> CredentialSecrets:
+        seeds.append(seed)
+        return derive(seed, *rest)
+
+    monkeypatch.setattr(credential_secrets, "derive", watched)
+    with opened(tpm, tmp_path / "account", recording) as (_, vault):
+        vault.set_pin(PIN)
+        vault.verify_pin(pin_hash(PIN))
+        credential = kept(vault, EVERYTHING)
+        got = [vault.secrets(credential.id) for _ in range(2)]  # in the session of the PIN, and in another one
+        assert got[0] == got[1]
+        assert len({*seeds}) == 1
+        hidden = {"seed": seeds[0], "with": got[0].with_uv, "without": got[0].without_uv, "blob": got[0].cred_blob}
+        hidden["large blobs"] = got[0].large_blob_key
+        files = b"".join(file.read_bytes() for file in sorted((tmp_path / "account").iterdir()))
+        assert credential.id in files  # control: the search finds what is there
+        assert found(hidden, files) == []
+        assert found(hidden, recording.traffic) == []
+        assert TPM2_CC.Unseal in recording.codes
+        monkeypatch.setattr(credential_secrets, "answer_secretly", insecurely_in_clear)
+        vault.secrets(credential.id)
+        assert found(hidden, recording.traffic) == ["seed"]  # control: where it is not encrypted it is seen
+
+
+def insecurely_in_clear(tpm: Tpm, session: Any) -> None:
+    tpm.esapi.trsess_set_attributes(session, 0, 0xFF)
 
 
 def activation_secrets(server: ScriptedServer) -> dict[str, bytes]:
@@ -161,7 +200,7 @@ def test_passwords_of_the_hierarchies_do_not_pass_in_clear_T12(tpm_factory: Call
             ceremony.accept(grant)
             vault.set_pin(PIN)
             vault.verify_pin(pin_hash(PIN))
-            credential = vault.create_key(REQUEST)
+            credential = kept(vault, REQUEST)
             vault.attest(credential.id, b"data", b"hash")
             channel_key = TpmChannelKeys(access)
             ceremony.evidence(grant.statement, b"")
@@ -182,7 +221,7 @@ def test_an_approval_takes_two_commands_more_than_a_bare_signature(tpm: Any, tmp
     with opened(tpm, tmp_path / "account", recording) as (_, vault):
         vault.set_pin(PIN)
         vault.verify_pin(pin_hash(PIN))
-        credential = vault.create_key(REQUEST)
+        credential = kept(vault, REQUEST)
         vault.lock()
         recording.exchanges.clear()
         vault.verify_pin(pin_hash(PIN))
@@ -229,6 +268,20 @@ def test_the_tries_are_asked_for_once_until_the_pin_is_used_or_their_time_is_ove
         vault.reset()
     finally:
         vault.close()
+
+
+def test_secrets_are_asked_for_with_one_unseal_and_a_key_without_any_asks_nothing(tpm: Any, tmp_path: Path):
+    recording = Recording()
+    with opened(tpm, tmp_path / "account", recording) as (_, vault):
+        vault.set_pin(PIN)
+        vault.verify_pin(pin_hash(PIN))
+        plain, rich = kept(vault, replace(REQUEST, user=User(b"plain"))), kept(vault, EVERYTHING)
+        recording.exchanges.clear()
+        vault.secrets(plain.id)
+        assert done(recording) == []
+        vault.secrets(rich.id)
+        assert done(recording) == [TPM2_CC.Load, TPM2_CC.Unseal, TPM2_CC.FlushContext]
+        vault.lock()
 
 
 def done(recording: Recording) -> list[int]:
@@ -295,7 +348,7 @@ def test_nobody_on_the_bus_exchanges_what_is_signed_T12(tpm: Any, tmp_path: Path
     with keeping(folder, access_to(tpm.tcti)) as vault:
         vault.set_pin(PIN)
         vault.verify_pin(pin_hash(PIN))
-        credential = vault.create_key(REQUEST)
+        credential = kept(vault, REQUEST)
     with keeping(folder, access_to(tpm.tcti, tcti)) as vault:
         vault.verify_pin(pin_hash(PIN))
         for _ in range(2):  # in the session of the PIN, and in another one

@@ -9,16 +9,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fuzz.authenticator_commands import hammer
 from keyvouch import cbor
 from keyvouch_agent.authenticator.engine import Command
 from keyvouch_agent.authenticator.ports import Presence
 from keyvouch_agent.authenticator.status import Status
-from support.authenticators import CLIENT_DATA_HASH, ES256, PIN, RP_ID, USER, Bench, descriptor, padded, pin_hash
+from keyvouch_agent.authenticator.vault import hash_of
+from support.authenticators import (
+    CLIENT_DATA_HASH,
+    ES256,
+    PIN,
+    RP_ID,
+    USER,
+    Bench,
+    blob_array,
+    descriptor,
+    padded,
+    pin_hash,
+)
 from support.memory_vault import MemoryVault
 from support.vectors import load
 
 SEEDS = load("opensk/ctap2_commands_parameters_corpus.json")
-COMMANDS = st.sampled_from([int(command) for command in Command] + [0x00, 0x03, 0x09, 0x0A, 0x0C, 0x40, 0xFF])
+COMMANDS = st.sampled_from([int(command) for command in Command] + [0x00, 0x03, 0x09, 0x40, 0xFF])
 EXAMPLES = settings(max_examples=150, deadline=None)
 
 KEYS = st.one_of(st.integers(-20, 20), st.text(max_size=8), st.binary(max_size=8))
@@ -56,7 +69,8 @@ def survive(bench: Bench, request: bytes) -> Status:
 
 
 def templates(bench: Bench) -> list[tuple[int, dict[int, Any]]]:
-    """Valid commands to start from."""
+    """Commands to start from, valid but for some of the parameters that authorize them."""
+    array = blob_array()
     token = bench.token()
     peer, secret = bench.agree()
     encrypt = bench.protocol.encrypt
@@ -72,6 +86,11 @@ def templates(bench: Bench) -> list[tuple[int, dict[int, Any]]]:
         (Command.CLIENT_PIN, {1: 2, 2: 4, 3: peer, 4: change, 5: new_pin, 6: old_pin}),
         (Command.CLIENT_PIN, {1: 2, 2: 5, 3: peer, 6: old_pin}),
         (Command.CLIENT_PIN, {1: 2, 2: 9, 3: peer, 6: old_pin, 9: 3, 10: RP_ID}),
+        (Command.CREDENTIAL_MANAGEMENT, {1: 4, 2: {1: hash_of(RP_ID)}, 3: 2, 4: bytes(32)}),
+        (Command.CREDENTIAL_MANAGEMENT, {1: 7, 2: {2: descriptor(b"x"), 3: USER}, 3: 2, 4: bytes(32)}),
+        (Command.LARGE_BLOBS, {1: 17, 3: 0}),
+        (Command.LARGE_BLOBS, {2: array, 3: 0, 4: len(array), 5: bytes(32), 6: 2}),
+        (Command.CONFIG, {1: 3, 2: {1: 8, 2: [RP_ID], 3: True}, 3: 2, 4: bytes(32)}),
     ]
 
 
@@ -90,14 +109,14 @@ def test_well_formed_maps_of_anything(command: int, parameters: dict[int, object
 
 
 @EXAMPLES
-@given(which=st.integers(0, 7), key=st.integers(1, 12), value=VALUES)
+@given(which=st.integers(0, 12), key=st.integers(1, 12), value=VALUES)
 def test_one_parameter_replaced(which: int, key: int, value: object) -> None:
     bench = fresh()
     command, parameters = templates(bench)[which]
     survive(bench, bytes([command]) + cbor.encode(parameters | {key: value}))
 
 
-@pytest.mark.parametrize("which", range(8))
+@pytest.mark.parametrize("which", range(13))
 def test_flipped_cut_and_repeated_bytes(which: int) -> None:
     chance = random.Random(which)
     for _ in range(60):
@@ -119,11 +138,20 @@ def test_published_seeds() -> None:
     bench = fresh()
     assert len(SEEDS) == 30
     for seed in SEEDS:
-        for command in (0x01, 0x02, 0x06):
+        for command in (0x01, 0x02, 0x06, 0x0A, 0x0C, 0x0D):
             raw = bytes([command]) + bytes.fromhex(seed["hex"])
             survive(bench, raw)
             for index in range(len(raw)):
                 survive(bench, raw[:index])
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_changed_commands_under_valid_tokens(seed: int) -> None:
+    """`python tests/fuzz/authenticator_commands.py` does the same for as long as one likes."""
+    findings = hammer(2_500, seed)
+    assert findings.runs == 2_500
+    assert findings.statuses["SUCCESS"] > 200
+    assert {"CREDENTIAL_MANAGEMENT", "LARGE_BLOBS", "CONFIG", "U2F"} <= findings.commands.keys()
 
 
 def test_control_still_works_after_all_that() -> None:

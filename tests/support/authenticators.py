@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from keyvouch import cbor
 from keyvouch_agent.authenticator.engine import Authenticator, AuthenticatorOptions, Command
 from keyvouch_agent.authenticator.ports import Presence, PresenceRequest
 from keyvouch_agent.authenticator.status import Status
-from keyvouch_agent.authenticator.vault import KeyVault
+from keyvouch_agent.authenticator.vault import Credential, KeyVault, hash_of
 from keyvouch_agent.system import SystemEntropy
 from keyvouch_agent.vaults.software import KdfParameters
 
@@ -25,7 +26,7 @@ USER = {"id": b"user 1", "name": "alice", "displayName": "Alice A."}
 CLIENT_DATA_HASH = bytes(range(32))
 ES256 = {"type": "public-key", "alg": -7}
 PIN = "123456"
-MC, GA = 1, 2
+MC, GA, CM, BE, LBW, ACFG = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 
 
 class BenchClock:
@@ -50,6 +51,24 @@ class ScriptedUser:
         return Presence.CANCELLED if cancelled() else self.answer
 
 
+@dataclass
+class ScriptedEntry:
+    """Types `pin` whenever it is asked for; None declines, and an exception type is raised. Notes what it is told."""
+
+    pin: str | type[Exception] | None = PIN
+    asked: list[int | None] = field(default_factory=list)
+    on_pad_told: list[int | None] = field(default_factory=list)
+
+    def ask(self, retries_left: int | None) -> str | None:
+        self.asked.append(retries_left)
+        if isinstance(self.pin, type):
+            raise self.pin
+        return self.pin
+
+    def on_pad(self, retries_left: int | None) -> None:
+        self.on_pad_told.append(retries_left)
+
+
 class Bench:
     """An authenticator with everything around it in reach, and commands as a platform sends them."""
 
@@ -57,12 +76,13 @@ class Bench:
         self.vault = vault
         self.clock = BenchClock()
         self.user = ScriptedUser()
+        self.entry: ScriptedEntry | None = None
         self.authenticator = Authenticator(vault, self.clock, SystemEntropy(), options or AuthenticatorOptions())
         self.protocol: Any = PinProtocolV2() if protocol == 2 else PinProtocolV1()
 
     def send(self, request: bytes, cancelled: Callable[[], bool] = lambda: False) -> tuple[Status, Any]:
         """Send raw bytes; return the status and the decoded response, None where there is none."""
-        answer = self.authenticator.handle(request, self.user, cancelled)
+        answer = self.authenticator.handle(request, self.user, cancelled, self.entry)
         return Status(answer[0]), cbor.decode(answer[1:]) if len(answer) > 1 else None
 
     def command(self, command: Command, parameters: Mapping[int, object] | None = None) -> tuple[Status, Any]:
@@ -115,6 +135,20 @@ class Bench:
         status, response = self.pin(subcommand, given | _numbered(changed))
         return status, self.protocol.decrypt(secret, response[2]) if response else b""
 
+    def ask_uv_token(
+        self, permissions: int = MC | GA, rp_id: str | None = RP_ID, **changed: object
+    ) -> tuple[Status, bytes]:
+        """Ask for a token by built-in user verification; return the status and the token."""
+        peer, secret = self.agree()
+        given: dict[int, object] = {3: peer, 9: permissions, 10: rp_id}
+        status, response = self.pin(0x06, given | _numbered(changed))
+        return status, self.protocol.decrypt(secret, response[2]) if response else b""
+
+    def uv_token(self, permissions: int = MC | GA, rp_id: str | None = RP_ID) -> bytes:
+        status, token = self.ask_uv_token(permissions, rp_id)
+        assert status is Status.SUCCESS, status.name
+        return token
+
     def token(self, pin: str = PIN, permissions: int | None = MC | GA, rp_id: str | None = RP_ID) -> bytes:
         status, token = self.ask_token(pin, permissions, rp_id)
         assert status is Status.SUCCESS, status.name
@@ -146,12 +180,78 @@ class Bench:
             given[6], given[7] = self.auth(token)
         return _without_none(given | _numbered(changed))
 
-    def new_credential(self, *, rk: bool = False, user: Mapping[str, object] = USER, rp_id: str = RP_ID) -> bytes:
+    def new_credential(
+        self,
+        *,
+        rk: bool = False,
+        user: Mapping[str, object] = USER,
+        rp_id: str = RP_ID,
+        extensions: Mapping[str, object] | None = None,
+    ) -> bytes:
         """Make a credential with a PIN that is set already; return its id."""
         token = self.token(rp_id=rp_id)
-        status, response = self.make(token, k2={"id": rp_id}, k3=user, k7={"rk": rk})
+        status, response = self.make(token, k2={"id": rp_id}, k3=user, k6=extensions, k7={"rk": rk})
         assert status is Status.SUCCESS, status.name
         return credential_id(response)
+
+    def stored(self, credential: bytes, rp_id: str = RP_ID) -> Credential:
+        """What the vault has of a credential, which must be there."""
+        found = self.vault.find(hash_of(rp_id), credential)
+        assert found is not None
+        return found
+
+    def hmac_input(self, *salts: bytes, **changed: object) -> tuple[dict[int, object], bytes]:
+        """The input of hmac-secret and hmac-secret-mc, and the shared secret that opens the output."""
+        peer, secret = self.agree()
+        salt_enc = self.protocol.encrypt(secret, b"".join(salts))
+        given: dict[int, object] = {1: peer, 2: salt_enc, 3: self.protocol.authenticate(secret, salt_enc)}
+        return _without_none(given | {4: self.protocol.VERSION} | _numbered(changed)), secret
+
+    # management
+
+    def manage(
+        self, subcommand: int, params: Mapping[int, object] | None = None, token: bytes | None = None, **changed: object
+    ) -> tuple[Status, Any]:
+        """CredentialManagement; with a token, under its pinUvAuthParam."""
+        message = bytes([subcommand]) + (b"" if params is None else cbor.encode(params))
+        return self.command(
+            Command.CREDENTIAL_MANAGEMENT, self._authorized(subcommand, params, message, token, changed)
+        )
+
+    def configure(
+        self, subcommand: int, params: Mapping[int, object] | None = None, token: bytes | None = None, **changed: object
+    ) -> tuple[Status, Any]:
+        """Config; with a token, under its pinUvAuthParam."""
+        message = b"\xff" * 32 + bytes([Command.CONFIG, subcommand]) + (b"" if params is None else cbor.encode(params))
+        return self.command(Command.CONFIG, self._authorized(subcommand, params, message, token, changed))
+
+    def write_blobs(
+        self, fragment: bytes, offset: int = 0, length: int | None = None, token: bytes | None = None, **changed: object
+    ) -> tuple[Status, Any]:
+        """LargeBlobs with a fragment to set; with a token, under its pinUvAuthParam."""
+        given: dict[int, object] = {2: fragment, 3: offset, 4: length}
+        if token is not None:
+            message = b"\xff" * 32 + b"\x0c\0" + struct.pack("<I", offset) + hashlib.sha256(fragment).digest()
+            given[5], given[6] = self.auth(token, message)
+        return self.command(Command.LARGE_BLOBS, _without_none(given | _numbered(changed)))
+
+    def _authorized(
+        self,
+        subcommand: int,
+        params: Mapping[int, object] | None,
+        message: bytes,
+        token: bytes | None,
+        changed: Mapping[str, object],
+    ) -> dict[int, object]:
+        given: dict[int, object] = {1: subcommand, 2: params}
+        if token is not None:
+            given[4], given[3] = self.auth(token, message)
+        return _without_none(given | _numbered(changed))
+
+
+def blob_array(content: bytes = b"\x80") -> bytes:
+    """A serialized large-blob array: CBOR, then the left 16 bytes of its SHA-256."""
+    return content + hashlib.sha256(content).digest()[:16]
 
 
 def credential_id(response: Mapping[int, Any]) -> bytes:

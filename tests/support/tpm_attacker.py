@@ -44,7 +44,7 @@ from keyvouch_agent.vaults.tpm.account_file import AccountState
 from keyvouch_agent.vaults.tpm.key_file import KeyFile
 from keyvouch_agent.vaults.tpm.templates import KINDS, storage_root_key
 from keyvouch_bench.tpm_tcti import Recording, RecordingTcti, open_tcti
-from support.tpm_accounts import tpm_vault
+from support.tpm_accounts import kept, tpm_vault
 
 __all__ = ["DIGEST", "ECDSA", "PIN", "Attacker", "Victim", "attacking", "own_key", "pin_hash", "record_of", "victim_in"]
 
@@ -238,7 +238,7 @@ def victim_in(tpm: Any, folder: Path) -> Iterator[Victim]:
     with tpm_vault(tpm.tcti, folder, limit=3, open_tcti=lambda: RecordingTcti(open_tcti(tpm.tcti), recording)) as vault:
         vault.set_pin(PIN)
         vault.verify_pin(pin_hash(PIN))
-        credential = vault.create_key(KeyRequest("login.example.org", User(b"user"), -7, discoverable=True))
+        credential = kept(vault, KeyRequest("login.example.org", User(b"user"), -7, discoverable=True))
         vault.lock()
         yield Victim(vault, credential, folder, tpm.tcti, recording)
     assert not tpm.loaded_handles()

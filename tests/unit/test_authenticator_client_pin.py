@@ -6,10 +6,30 @@ from collections.abc import Callable
 
 import pytest
 
+from keyvouch import cbor
+from keyvouch.errors import DeviceError, Reason
 from keyvouch_agent.authenticator.engine import AuthenticatorOptions, Command
+from keyvouch_agent.authenticator.hmac_secret import Salts
+from keyvouch_agent.authenticator.parameters import parse_client_pin
+from keyvouch_agent.authenticator.pin_protocol import PinProtocolOne
 from keyvouch_agent.authenticator.ports import Presence
 from keyvouch_agent.authenticator.status import Status
-from support.authenticators import CLIENT_DATA_HASH, GA, MC, PIN, RP_ID, Bench, descriptor
+from keyvouch_agent.authenticator.vault import CredentialSecrets
+from keyvouch_agent.system import SystemEntropy
+from support.authenticators import (
+    ACFG,
+    BE,
+    CLIENT_DATA_HASH,
+    CM,
+    GA,
+    LBW,
+    MC,
+    PIN,
+    RP_ID,
+    Bench,
+    blob_array,
+    descriptor,
+)
 from support.memory_vault import MemoryVault
 
 WRONG = "000000"
@@ -97,14 +117,16 @@ def test_set_pin_parameters(bench: Bench, change: dict[str, object], status: Sta
 def test_subcommands(bench: Bench) -> None:
     assert bench.command(Command.CLIENT_PIN, {1: 2})[0] is Status.MISSING_PARAMETER
     assert bench.command(Command.CLIENT_PIN, {2: "1"})[0] is Status.CBOR_UNEXPECTED_TYPE
-    for unsupported in (0x00, 0x06, 0x07, 0x08, 0x0A, -1, 2**63):
+    for unsupported in (0x00, 0x06, 0x07, 0x08, 0x0A, -1, 2**63):  # 0x06 and 0x07 are for built-in verification
         assert bench.pin(unsupported)[0] is Status.INVALID_SUBCOMMAND
-    assert bench.command(Command.CLIENT_PIN, {2: 1}) == (Status.SUCCESS, {3: 8, 4: False})
+    assert bench.command(Command.CLIENT_PIN, {2: 1})[0] is Status.PIN_NOT_SET
     assert bench.command(Command.CLIENT_PIN, {2: 2})[0] is Status.MISSING_PARAMETER
     assert bench.command(Command.CLIENT_PIN, {1: 3, 2: 2})[0] is Status.INVALID_PARAMETER
     key = bench.pin(0x02)[1][1]
     assert set(key) == {1, 3, -1, -2, -3}
     assert (key[1], key[3], key[-1]) == (2, -25, 1)
+    bench.set_pin()
+    assert bench.command(Command.CLIENT_PIN, {2: 1}) == (Status.SUCCESS, {3: 8, 4: False})
 
 
 def test_change_pin(ready: Bench) -> None:
@@ -226,18 +248,64 @@ def test_token_without_pin(bench: Bench) -> None:
         ({"k9": -1}, Status.INVALID_PARAMETER),
         ({"k9": "1"}, Status.CBOR_UNEXPECTED_TYPE),
         ({"k10": b"x"}, Status.CBOR_UNEXPECTED_TYPE),
-        ({"k9": 0x04}, Status.UNAUTHORIZED_PERMISSION),
-        ({"k9": 0x08}, Status.UNAUTHORIZED_PERMISSION),
-        ({"k9": 0x10}, Status.UNAUTHORIZED_PERMISSION),
-        ({"k9": 0x20 | MC}, Status.UNAUTHORIZED_PERMISSION),
-        ({"k6": b"\0" * 64}, Status.PIN_AUTH_INVALID),
-        ({"k6": b"\0" * 15}, Status.PIN_AUTH_INVALID),
+        ({"k9": BE}, Status.UNAUTHORIZED_PERMISSION),
+        ({"k9": BE | MC}, Status.UNAUTHORIZED_PERMISSION),
+        ({"k9": MC | CM, "k10": None}, Status.MISSING_PARAMETER),
         ({"k9": 0x80 | GA}, Status.SUCCESS),
+        ({"k9": CM | LBW | ACFG, "k10": None}, Status.SUCCESS),
+        ({"k9": CM}, Status.SUCCESS),
     ],
 )
 def test_token_with_permissions_parameters(ready: Bench, change: dict[str, object], status: Status) -> None:
     assert ready.ask_token(**change)[0] is status
     assert retries(ready) == (8, False)
+
+
+@pytest.mark.parametrize("pin_hash_enc", [b"\0" * 64, b"\0" * 15, b""])
+def test_what_is_no_encrypted_hash_counts_as_a_wrong_pin(ready: Bench, pin_hash_enc: bytes) -> None:
+    before = ready.pin(0x02)[1]
+    assert ready.ask_token(k6=pin_hash_enc)[0] is Status.PIN_INVALID
+    assert retries(ready) == (7, False)
+    assert ready.pin(0x02)[1] != before
+    assert ready.token(PIN)
+
+
+def test_no_permission_for_large_blobs_that_are_not_kept() -> None:
+    bench = Bench(MemoryVault(max_large_blobs=0))
+    bench.set_pin()
+    assert bench.ask_token(permissions=LBW)[0] is Status.UNAUTHORIZED_PERMISSION
+    assert bench.ask_token(permissions=CM)[0] is Status.SUCCESS
+
+
+def test_forced_change_gives_no_token_before_another_pin(ready: Bench) -> None:
+    assert ready.configure(3, {3: True}, ready.token(permissions=ACFG, rp_id=None))[0] is Status.SUCCESS
+    assert ready.expect(Command.GET_INFO)[0x0C] is True
+    assert ready.ask_token(PIN, None)[0] is Status.PIN_INVALID
+    assert ready.ask_token(PIN)[0] is Status.PIN_POLICY_VIOLATION
+    assert not ready.vault.is_unlocked
+    assert retries(ready) == (8, False)
+    assert ready.change_pin(PIN, PIN) is Status.PIN_POLICY_VIOLATION
+    assert ready.change_pin(PIN, "new pin") is Status.SUCCESS
+    assert ready.expect(Command.GET_INFO)[0x0C] is False
+    assert ready.token("new pin")
+    assert ready.change_pin("new pin", "new pin") is Status.SUCCESS  # not forced: the same one will do
+
+
+def test_lbw_outlives_user_presence_and_nothing_else_does(ready: Bench) -> None:
+    token = ready.token(permissions=MC | GA | LBW | CM)
+    assert ready.make(token)[0] is Status.SUCCESS
+    assert not ready.vault.is_unlocked
+    array = blob_array()
+    assert ready.write_blobs(array, 0, len(array), token)[0] is Status.SUCCESS
+    assert ready.make(token)[0] is Status.PIN_AUTH_INVALID
+    assert ready.manage(1, None, token)[0] is Status.PIN_AUTH_INVALID
+    assert ready.write_blobs(array, 0, len(array), token)[0] is Status.SUCCESS
+
+
+@pytest.mark.parametrize(("permission", "open_after"), [(LBW, False), (ACFG, False), (CM, True)])
+def test_vault_is_unlocked_only_for_what_needs_its_keys(ready: Bench, permission: int, open_after: bool) -> None:
+    ready.token(permissions=permission, rp_id=None)
+    assert ready.vault.is_unlocked is open_after
 
 
 @pytest.mark.parametrize("change", [{"k9": MC}, {"k10": RP_ID}])
@@ -332,6 +400,38 @@ def test_param_over_another_hash_is_refused(ready: Bench) -> None:
     token = ready.token()
     assert ready.make(token, k1=bytes(32))[0] is Status.PIN_AUTH_INVALID
     assert ready.make(token, k1=CLIENT_DATA_HASH)[0] is Status.SUCCESS
+
+
+class FailingVault(MemoryVault):
+    """Its hardware fails when the PIN is to be compared."""
+
+    fails = False
+
+    def verify_pin(self, pin_hash: bytes) -> None:
+        if self.fails:
+            raise DeviceError(Reason.DEVICE_FAILED, "No.")
+        super().verify_pin(pin_hash)
+
+
+def test_a_vault_that_fails_is_no_wrong_pin() -> None:
+    vault = FailingVault()
+    bench = Bench(vault)
+    bench.set_pin()
+    before = bench.pin(0x02)[1]
+    vault.fails = True
+    for _ in range(4):
+        assert bench.ask_token()[0] is Status.OTHER
+    assert retries(bench) == (8, False)
+    assert bench.pin(0x02)[1] == before
+    vault.fails = False
+    assert bench.token()
+
+
+def test_no_secret_in_parameters_shown() -> None:
+    given = parse_client_pin(cbor.encode({1: 2, 2: 5, 6: b"secret hash"}))
+    assert repr(given) == "ClientPinParameters(subcommand=5)"
+    assert "secret" not in repr(CredentialSecrets(with_uv=b"secret"))
+    assert "secret" not in repr(Salts(PinProtocolOne(SystemEntropy()), b"secret", (b"secret salt",)))
 
 
 def test_no_secret_in_repr(ready: Bench) -> None:

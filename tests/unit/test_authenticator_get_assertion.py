@@ -36,8 +36,7 @@ def counts(bench: Bench) -> object:
 
 def verify(bench: Bench, response: dict[int, object]) -> AuthenticatorData:
     data = AuthenticatorData(response[2])
-    found = bench.vault.find(RP_ID, response[1]["id"])
-    assert found is not None
+    found = bench.stored(response[1]["id"])
     key = CoseKey(found.public_key)
     key.verify_signature(signature=response[3], message=data + CLIENT_DATA_HASH)
     assert data.rp_id_hash == hashlib.sha256(RP_ID.encode()).digest()
@@ -179,6 +178,36 @@ def test_next_assertion_runs_out_after_30_seconds_each(bench: Bench) -> None:
     bench.clock.now += 30.5
     assert bench.command(Command.GET_NEXT_ASSERTION)[0] is Status.NOT_ALLOWED
     assert not bench.vault.is_unlocked
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_next_assertion_ends_with_the_token_that_verified_the_user(gated: bool) -> None:
+    """Section 6, stateful commands: the token does so after ten minutes, also where nobody asks for the vault's PIN."""
+    bench = Bench(MemoryVault(pin_gated=gated))
+    assert bench.set_pin() is Status.SUCCESS
+    for user in (USER, BOB, CAROL):
+        bench.new_credential(rk=True, user=user)
+    token = bench.token()
+    assert bench.get(token, k5={"up": False})[0] is Status.SUCCESS
+    bench.clock.now += 590
+    assert bench.get(token)[0] is Status.SUCCESS
+    bench.clock.now += 5
+    assert bench.command(Command.GET_NEXT_ASSERTION)[0] is Status.SUCCESS  # control: the token is still there
+    bench.clock.now += 10
+    before = counts(bench)
+    assert bench.command(Command.GET_NEXT_ASSERTION) == (Status.NOT_ALLOWED, None)
+    assert counts(bench) == before
+
+
+def test_next_assertion_without_a_token_outlives_that_of_another_command(open_bench: Bench) -> None:
+    for user in (USER, BOB):
+        assert open_bench.make(k3=user, k7={"rk": True})[0] is Status.SUCCESS
+    assert open_bench.set_pin() is Status.SUCCESS
+    open_bench.token()
+    open_bench.clock.now += 20
+    assert open_bench.get(k5={"up": False})[0] is Status.SUCCESS
+    open_bench.clock.now += 20
+    assert open_bench.command(Command.GET_NEXT_ASSERTION)[0] is Status.SUCCESS
 
 
 @pytest.mark.parametrize("between", [bytes([Command.GET_INFO]), b"\xff", b"", b"\x02garbage"])

@@ -292,7 +292,7 @@ CERTIFICATIONS: dict[str, tuple[Callable[[bytes, bytes], bytes], str]] = {
     "no name": (lambda _, nonce: attest(CERTIFY, certify_info(b""), nonce=nonce), "tpm_name"),
     "half a name": (lambda subject, nonce: attest(CERTIFY, certify_info(subject[:-1]), nonce=nonce), "tpm_name"),
     "another name": (
-        lambda subject, nonce: attest(CERTIFY, certify_info(subject[:-1] + b"?"), nonce=nonce),
+        lambda subject, nonce: attest(CERTIFY, certify_info(subject[:-1] + bytes([subject[-1] ^ 1])), nonce=nonce),
         "tpm_name",
     ),
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,38 +15,22 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from keyvouch import cbor
-from keyvouch.cose import CoseKey
 from keyvouch.errors import DeviceError, Reason
-from keyvouch_agent.authenticator.vault import Credential, KeyRequest, User
 from keyvouch_agent.system import SystemEntropy
-from keyvouch_agent.vaults.software import SOFTWARE_AAGUID, FileSteps, KdfParameters, SoftwareVault, vault_file
+from keyvouch_agent.vaults.software import SOFTWARE_AAGUID, KdfParameters, SoftwareVault, key_pairs, vault_file
 from keyvouch_agent.vaults.software import vault as vault_module
-from support.authenticators import FAST_KDF
-
-PIN, OTHER = b"123456", b"654321"
-RP_ID = "login.example.org"
-REQUEST = KeyRequest(RP_ID, User(b"user", "alice", "Alice"), -7, discoverable=True)
-
-
-def pin_hash(pin: bytes) -> bytes:
-    return hashlib.sha256(pin).digest()[:16]
-
-
-def opened(path: Path, steps: FileSteps | None = None) -> SoftwareVault:
-    return SoftwareVault.open(path, SystemEntropy(), kdf=FAST_KDF, steps=steps)
-
-
-def with_a_key(path: Path) -> Credential:
-    with opened(path) as vault:
-        vault.set_pin(PIN)
-        vault.verify_pin(pin_hash(PIN))
-        return vault.create_key(REQUEST)
-
-
-def proves_possession(vault: SoftwareVault, credential: Credential, pin: bytes = PIN) -> None:
-    vault.verify_pin(pin_hash(pin))
-    signature = vault.sign(credential.id, b"m")
-    CoseKey(credential.public_key).verify_signature(signature=signature, message=b"m")
+from support.software_vaults import (
+    OTHER,
+    PIN,
+    REQUEST,
+    RP,
+    RP_ID,
+    kept,
+    opened,
+    pin_hash,
+    proves_possession,
+    with_a_key,
+)
 
 
 def test_survives_a_restart(tmp_path: Path) -> None:
@@ -55,7 +38,7 @@ def test_survives_a_restart(tmp_path: Path) -> None:
     with opened(tmp_path / "v") as vault:
         vault.advance_sign_count(credential.id)
     with opened(tmp_path / "v") as vault:
-        assert vault.find(RP_ID, credential.id) == replace(credential, sign_count=1)
+        assert vault.find(RP, credential.id) == replace(credential, sign_count=1)
         proves_possession(vault, credential)
     assert vault.properties.aaguid == SOFTWARE_AAGUID
 
@@ -87,14 +70,15 @@ def test_no_secret_on_the_disk_in_clear_A5(tmp_path: Path, monkeypatch: pytest.M
         seen.append(generate(curve))
         return seen[-1]
 
-    monkeypatch.setattr(vault_module.ec, "generate_private_key", watched)
+    monkeypatch.setattr(key_pairs.ec, "generate_private_key", watched)
     with opened(tmp_path / "v") as vault:
         vault.set_pin(PIN)
         vault.verify_pin(pin_hash(PIN))
-        vault.create_key(REQUEST)
+        beside = vault.secrets(kept(vault).id)
         assert vault._master is not None
         master = bytes(vault._master)
         secrets = [master, PIN, pin_hash(PIN), seen[0].private_numbers().private_value.to_bytes(32, "big")]
+        secrets += [beside.with_uv, beside.without_uv, beside.large_blob_key, beside.cred_blob]
         assert repr(vault) == "SoftwareVault(1 keys)"
     content = b"".join(file.read_bytes() for file in (tmp_path / "v").iterdir())
     assert RP_ID.encode() in content  # control: the search finds what is there
@@ -122,7 +106,7 @@ def test_every_wrap_and_seal_is_fresh(tmp_path: Path) -> None:
             vault.change_pin(PIN)
             assert vault._state.pin is not None
             seen.add((vault._state.pin.wrapped.salt, vault._state.pin.wrapped.sealed[:12]))
-            vault.create_key(REQUEST)
+            kept(vault, replace(REQUEST, discoverable=False))
         assert len(seen) == 3
         assert len({key.sealed[:12] for key in vault._state.keys}) == 3
 
@@ -172,7 +156,10 @@ def rewritten(path: Path, change: Callable[[dict[int, object]], None]) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [(1, b"x" * 32), (2, "evil.example"), (3, b"other"), (4, "mallory"), (5, "M"), (6, -35), (7, False), (9, 0)],
+    [
+        *[(1, b"x" * 32), (2, "evil.example"), (3, b"other"), (4, "mallory"), (5, "M"), (6, -35), (7, False), (9, 0)],
+        *[(12, b"h" * 32), (13, 2), (14, False), (15, False), (16, False)],
+    ],
 )
 def test_record_changed_on_purpose_does_not_sign(tmp_path: Path, field: int, value: object) -> None:
     with_a_key(tmp_path / "v")
@@ -180,9 +167,22 @@ def test_record_changed_on_purpose_does_not_sign(tmp_path: Path, field: int, val
     with opened(tmp_path / "v") as vault:
         vault.verify_pin(pin_hash(PIN))
         changed = vault._state.keys[0].credential
-        with pytest.raises(DeviceError) as caught:
-            vault.sign(changed.id, b"m")
-        assert caught.value.reason is Reason.VAULT_CORRUPT
+        for use in (lambda: vault.sign(changed.id, b"m"), lambda: vault.secrets(changed.id)):
+            with pytest.raises(DeviceError) as caught:
+                use()
+            assert caught.value.reason is Reason.VAULT_CORRUPT
+
+
+def test_counter_that_is_used_up_counts_no_further(tmp_path: Path) -> None:
+    credential = with_a_key(tmp_path / "v")
+    rewritten(tmp_path / "v", lambda body: body[3][0].update({10: 2**32 - 2}))
+    with opened(tmp_path / "v") as vault:
+        assert vault.advance_sign_count(credential.id) == 2**32 - 1
+        for _ in range(2):
+            with pytest.raises(DeviceError) as caught:
+                vault.advance_sign_count(credential.id)
+            assert caught.value.reason is Reason.DEVICE_FAILED
+        assert vault.discoverable()[0].sign_count == 2**32 - 1
 
 
 @pytest.mark.parametrize(("field", "value"), [(1, 16), (2, 2), (3, 2), (4, b"s" * 16), (5, b"w" * 60), (5, b"")])
@@ -201,7 +201,12 @@ def test_pin_record_changed_on_purpose_is_a_wrong_pin(tmp_path: Path, field: int
         lambda body: body.pop(1),
         lambda body: body.pop(2),
         lambda body: body.pop(3),
+        lambda body: body.pop(4),
+        lambda body: body.pop(5),
         lambda body: body.update({4: 1}),
+        lambda body: body.update({5: "text"}),
+        lambda body: body.update({6: b"short"}),
+        lambda body: body.update({7: 1}),
         lambda body: body.update({1: 0}),
         lambda body: body.update({3: {}}),
         lambda body: body[2].update({1: 2**40}),
@@ -209,9 +214,17 @@ def test_pin_record_changed_on_purpose_is_a_wrong_pin(tmp_path: Path, field: int
         lambda body: body[2].update({4: b"short"}),
         lambda body: body[2].update({6: 9}),
         lambda body: body[2].update({6: -1}),
-        lambda body: body[2].update({7: 1}),
+        lambda body: body[2].update({7: -1}),
+        lambda body: body[2].update({8: 1}),
+        lambda body: body[4].update({1: True}),
+        lambda body: body[4].update({2: [1]}),
+        lambda body: body[4].update({5: 1}),
         lambda body: body[3][0].pop(11),
-        lambda body: body[3][0].update({12: 1}),
+        lambda body: body[3][0].update({18: 1}),
+        lambda body: body[3][0].update({13: 0}),
+        lambda body: body[3][0].update({17: 1}),
+        lambda body: body[3][0].update({17: 3}),
+        lambda body: body[3][0].update({17: 4}),
         lambda body: body[3][0].update({10: "1"}),
     ],
 )
@@ -228,7 +241,7 @@ def test_newer_version_is_named(tmp_path: Path) -> None:
     file = tmp_path / "v" / "vault.cbor"
     outer = cbor.decode(file.read_bytes())
     assert isinstance(outer, dict)
-    file.write_bytes(cbor.encode({**outer, 2: 2}))
+    file.write_bytes(cbor.encode({**outer, 2: 3}))
     with pytest.raises(DeviceError) as caught:
         opened(tmp_path / "v")
     assert caught.value.reason is Reason.UNSUPPORTED
@@ -256,150 +269,17 @@ def test_key_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     credential = with_a_key(tmp_path / "v")
     with opened(tmp_path / "v") as vault:
         vault.verify_pin(pin_hash(PIN))
+        assert vault.room() == 0
         with pytest.raises(DeviceError) as caught:
-            vault.create_key(REQUEST)
+            vault.create_key(replace(REQUEST, discoverable=False))
         assert caught.value.reason is Reason.KEY_STORE_FULL
-        vault.delete(credential.id)
-        assert vault.create_key(REQUEST).created == 2
-
-
-# Crashes
-
-
-class Killed(BaseException):
-    """The process ends here."""
-
-
-class InterruptedSteps(FileSteps):
-    """Stops at the n-th system call; `half` lets half of a write through before."""
-
-    def __init__(self, stop_at: int, error: BaseException, *, half: bool = False) -> None:
-        self.calls: list[str] = []
-        self._stop_at, self._error, self._half = stop_at, error, half
-
-    def _step(self, name: str) -> None:
-        self.calls.append(name)
-        if len(self.calls) == self._stop_at:
-            raise self._error
-
-    def create(self, directory: int, name: str) -> int:
-        self._step("create")
-        return super().create(directory, name)
-
-    def write(self, file: int, data: bytes) -> int:
-        if self._half and len(self.calls) + 1 == self._stop_at:
-            super().write(file, data[: len(data) // 2])
-        self._step("write")
-        return super().write(file, data)
-
-    def sync(self, file: int) -> None:
-        self._step("sync")
-        super().sync(file)
-
-    def rename(self, directory: int, source: str, target: str) -> None:
-        self._step("rename")
-        super().rename(directory, source, target)
-
-
-STEPS = ["create", "write", "sync", "rename", "sync"]
-
-
-@pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("stop_at", range(1, 7))
-def test_killed_at_each_step_leaves_old_or_new(tmp_path: Path, stop_at: int, half: bool) -> None:
-    credential = with_a_key(tmp_path / "v")
-    steps = InterruptedSteps(stop_at, Killed(), half=half)
-    vault = opened(tmp_path / "v", steps)
-    try:
-        vault.advance_sign_count(credential.id)
-    except Killed:
-        vault._directory.close()
-    else:
-        assert stop_at == 6
-        assert steps.calls == STEPS
-        vault.close()
-    with opened(tmp_path / "v") as after:
-        found = after.find(RP_ID, credential.id)
-        assert found is not None
-        assert found.sign_count == (1 if stop_at >= 5 else 0)
-        proves_possession(after, credential)
-        assert after.advance_sign_count(credential.id) == found.sign_count + 1
-
-
-@pytest.mark.parametrize("stop_at", range(1, 6))
-@pytest.mark.parametrize(("code", "reason"), [(28, Reason.KEY_STORE_FULL), (5, Reason.DEVICE_FAILED)])
-def test_failing_disk_is_a_typed_error_and_memory_follows_the_disk(
-    tmp_path: Path, stop_at: int, code: int, reason: Reason
-) -> None:
-    credential = with_a_key(tmp_path / "v")
-    with opened(tmp_path / "v", InterruptedSteps(stop_at, OSError(code, os.strerror(code)))) as vault:
-        with pytest.raises(DeviceError) as caught:
-            vault.delete(credential.id)
-        assert caught.value.reason is reason
-        in_memory = vault.find(RP_ID, credential.id)
-    with opened(tmp_path / "v") as vault:
-        assert vault.find(RP_ID, credential.id) == in_memory
-
-
-def test_retry_is_on_the_disk_before_the_comparison(tmp_path: Path) -> None:
-    """The five steps that store the counter come before anything is known of the PIN; kill after each of them."""
-    with_a_key(tmp_path / "v")
-    for pin, left in ((PIN, 7), (OTHER, 6)):
-        steps = InterruptedSteps(6, Killed())  # the first step of storing the *reset* counter
-        vault = opened(tmp_path / "v", steps)
-        with pytest.raises((Killed, DeviceError)):
-            vault.verify_pin(pin_hash(pin))
-        assert steps.calls[:5] == STEPS
-        vault._directory.close()
-        with opened(tmp_path / "v") as after:
-            assert after.pin_state().retries_left == left
-
-
-@pytest.mark.parametrize("stop_at", range(1, 6))
-def test_no_comparison_when_the_retry_cannot_be_stored(tmp_path: Path, stop_at: int) -> None:
-    credential = with_a_key(tmp_path / "v")
-    with opened(tmp_path / "v", InterruptedSteps(stop_at, OSError(5, "EIO"))) as vault:
-        with pytest.raises(DeviceError) as caught:
-            vault.verify_pin(pin_hash(PIN))
-        assert caught.value.reason is Reason.DEVICE_FAILED
-        with pytest.raises(DeviceError) as caught:
-            vault.sign(credential.id, b"m")
-        assert caught.value.reason is Reason.PIN_REQUIRED
-
-
-SLOW_KDF = KdfParameters(memory_kib=64 * 1024, iterations=24, lanes=1)
-
-VERIFY = """
-import hashlib, sys
-from pathlib import Path
-from keyvouch_agent.system import SystemEntropy
-from keyvouch_agent.vaults.software import SoftwareVault
-vault = SoftwareVault.open(Path(sys.argv[1]), SystemEntropy())
-vault.verify_pin(hashlib.sha256(b"123456").digest()[:16])
-"""
-
-
-def test_killed_while_the_pin_is_checked_has_used_up_a_retry(tmp_path: Path) -> None:
-    """Even with the right PIN: it takes a second to find that out, and the process dies before."""
-    path = tmp_path / "v"
-    with SoftwareVault.open(path, SystemEntropy(), kdf=SLOW_KDF) as vault:
-        vault.set_pin(PIN)
-    process = subprocess.Popen([sys.executable, "-c", VERIFY, str(path)])
-    deadline = time.monotonic() + 30
-    while retries_on_disk(path) == 8 and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert retries_on_disk(path) == 7
-    with opened(path) as vault:
-        vault.verify_pin(pin_hash(PIN))
-    assert retries_on_disk(path) == 8
-
-
-def retries_on_disk(path: Path) -> int:
-    state = vault_file.decode((path / "vault.cbor").read_bytes())
-    assert state.pin is not None
-    return state.pin.retries_left
+        newer = kept(vault)  # in the place of the other one
+        assert newer.created == 2
+        assert vault.discoverable() == [newer]
+        assert vault.find(RP, credential.id) is None
+        vault.delete(newer.id)
+        assert vault.room() == 1
+        assert kept(vault, replace(REQUEST, discoverable=False)).created == 3
 
 
 # Permissions and the lock

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from keyvouch_agent.authenticator.ports import Entropy
 from keyvouch_agent.authenticator.status import CommandError, Status
 
-__all__ = ["PinProtocol", "PinProtocolOne", "PinProtocolTwo", "pin_protocols"]
+__all__ = ["PinProtocol", "PinProtocolOne", "PinProtocolTwo", "PinProtocols"]
 
 _BLOCK = 16
 _ECDH_ES_HKDF_256 = -25
@@ -114,9 +114,25 @@ class PinProtocolTwo(PinProtocolOne):
         return _hkdf(shared_point_x, b"CTAP2 HMAC key") + _hkdf(shared_point_x, b"CTAP2 AES key")
 
 
-def pin_protocols(entropy: Entropy) -> tuple[PinProtocol, ...]:
-    """Return every supported protocol, the preferred one first."""
-    return (PinProtocolTwo(entropy), PinProtocolOne(entropy))
+class PinProtocols:
+    """Every supported protocol, each with its key agreement key until the next power cycle."""
+
+    def __init__(self, entropy: Entropy) -> None:
+        known: tuple[PinProtocol, ...] = (PinProtocolTwo(entropy), PinProtocolOne(entropy))
+        self._known = {protocol.version: protocol for protocol in known}
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The preferred one first."""
+        return tuple(self._known)
+
+    def named(self, version: int | None) -> PinProtocol:
+        """Return the protocol asked for (section 6.1.2 step 2): absent and unknown have their own status."""
+        if version is None:
+            raise CommandError(Status.MISSING_PARAMETER)
+        if version not in self._known:
+            raise CommandError(Status.INVALID_PARAMETER)
+        return self._known[version]
 
 
 def _peer_key(cose: Mapping[object, object]) -> ec.EllipticCurvePublicKey:

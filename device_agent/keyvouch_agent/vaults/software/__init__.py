@@ -4,6 +4,9 @@ What it proves: nobody reads the keys from the file without guessing the PIN thr
 cannot: a copy of the file can be guessed at offline, six digits hold for hours to days, and the retry
 counter in the file can be copied back with it. So the server counts failures too, and policy decides
 where this provider is good enough.
+
+Opened without the gate, as a security key for benches, it does not even prove that: then the file itself opens its
+keys.
 """
 
 from keyvouch_agent.vaults.private_directory import FileSteps

@@ -7,7 +7,7 @@ over; that takes nothing from a PIN of any length a person types.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -19,7 +19,7 @@ from keyvouch_agent.authenticator.ports import Entropy
 
 __all__ = ["KdfParameters", "WrappedKey", "open_sealed", "seal", "unwrap", "wrap"]
 
-FORMAT_VERSION = 1
+WRAP_VERSION = 1
 KEY_LENGTH = 32
 SALT_LENGTH = 16
 NONCE_LENGTH = 12
@@ -46,7 +46,7 @@ class WrappedKey:
 
     kdf: KdfParameters
     salt: bytes
-    sealed: bytes
+    sealed: bytes = field(repr=False)
 
 
 def wrap(master: bytes, pin_hash: bytes, kdf: KdfParameters, entropy: Entropy) -> WrappedKey:
@@ -90,4 +90,4 @@ def _derive(pin_hash: bytes, kdf: KdfParameters, salt: bytes) -> bytes:
 
 
 def _purpose(kdf: KdfParameters, salt: bytes) -> bytes:
-    return cbor.encode(["keyvouch-vault/master-key", FORMAT_VERSION, kdf.memory_kib, kdf.iterations, kdf.lanes, salt])
+    return cbor.encode(["keyvouch-vault/master-key", WRAP_VERSION, kdf.memory_kib, kdf.iterations, kdf.lanes, salt])

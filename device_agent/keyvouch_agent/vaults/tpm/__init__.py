@@ -6,7 +6,9 @@
     sessions, pin_index          encrypted sessions; the PIN's counter
     endorsement, attestation_key who made the TPM; what it says of its keys
     account, account_file, key_file   what is kept on the disk
-    vault, pin_grant             the `KeyVault` port
+    vault, gated, recorded       the `KeyVault` port: keys, the PIN, the record
+    pin_grant                    leave to set the PIN
+    credential_secrets           what is kept beside a key
     grant_review                 a server's leave to set the PIN, looked through
     registration, replacement, health   the ceremonies with the server
     losses, standing             what is gone and why, how an account stands

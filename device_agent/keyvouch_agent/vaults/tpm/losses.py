@@ -17,7 +17,15 @@ from keyvouch_agent.vaults.tpm.key_file import KeyFile
 from keyvouch_agent.vaults.tpm.parent import open_parent
 from keyvouch_agent.vaults.tpm.response_codes import REENROL, Code, Words
 
-__all__ = ["NO_SUCH_KEY", "UNUSABLE_KEY_FILE", "open_account_parent", "read_key_file", "told_apart"]
+__all__ = [
+    "NO_SUCH_KEY",
+    "UNUSABLE_KEY_FILE",
+    "UNUSABLE_SECRETS",
+    "damaged_secrets",
+    "open_account_parent",
+    "read_key_file",
+    "told_apart",
+]
 
 _REKEY = "Run `keyvouch-agent rekey`: the TPM makes a new key behind the same PIN."
 
@@ -28,6 +36,14 @@ _DAMAGED = Words(
 )
 UNUSABLE_KEY_FILE = {Code.INTEGRITY: _DAMAGED, Code.SIZE: _DAMAGED, Code.VALUE: _DAMAGED, Code.BINDING: _DAMAGED}
 """What refusals to load a key mean, where its parent is the right one."""
+
+_DAMAGED_SECRETS = Words(
+    Reason.VAULT_CORRUPT,
+    "What is kept beside a key of this account is damaged: the TPM does not take it.",
+    f"Restore the account's record from a backup. Or: {_REKEY}",
+)
+UNUSABLE_SECRETS = dict.fromkeys(UNUSABLE_KEY_FILE, _DAMAGED_SECRETS)
+"""The same where it is not a key that is loaded but the seed of its secrets."""
 
 NO_SUCH_KEY = Words(
     Reason.KEY_NOT_FOUND,
@@ -44,6 +60,11 @@ def open_account_parent(tpm: Tpm, state: AccountState, pinned: StorageParent) ->
         if error.reason is Reason.TPM_CLEARED and _has_index(tpm, state):
             raise _no_root_key() from error
         raise
+
+
+def damaged_secrets() -> DeviceError:
+    """What is kept beside a key is not what was kept there."""
+    return _DAMAGED_SECRETS.error()
 
 
 def told_apart(tpm: Tpm, state: AccountState) -> DeviceError:

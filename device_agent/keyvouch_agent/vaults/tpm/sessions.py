@@ -21,7 +21,7 @@ from tpm2_pytss import ESYS_TR, TPM2_ALG, TPM2_SE, TPMA_SESSION, TPMT_SYM_DEF
 from keyvouch_agent.vaults.tpm.connection import Tpm
 from keyvouch_agent.vaults.tpm.templates import AES_128_CFB
 
-__all__ = ["owner_session", "policy_session", "salted_policy_session", "secret_session"]
+__all__ = ["answer_secretly", "owner_session", "policy_session", "salted_policy_session", "secret_session"]
 
 _NO_CIPHER = TPMT_SYM_DEF(algorithm=TPM2_ALG.NULL)
 
@@ -45,6 +45,11 @@ def salted_policy_session(tpm: Tpm, parent: Any) -> Any:
     session = _start(tpm, parent, TPM2_SE.POLICY, AES_128_CFB)
     _set(tpm, session, TPMA_SESSION.DECRYPT)
     return session
+
+
+def answer_secretly(tpm: Tpm, session: Any) -> None:
+    """Have the answer of the next command in a salted policy session encrypted; the command has no secret parameter."""
+    _set(tpm, session, TPMA_SESSION.ENCRYPT)
 
 
 @contextmanager

@@ -4,9 +4,10 @@
     attestation key    restricted signing, a primary key of the endorsement hierarchy: what it signs is true
     credential key     signs behind the PIN gate, and by nothing else
     channel key        signs for the device channel, without a PIN; always on P-256
+    sealed data        32 bytes of the agent's that the TPM gives out behind the PIN gate, and by nothing else
 
-All of them: fixedTPM, fixedParent, sensitiveDataOrigin (made inside, never leaves), and noDA, so that no use of them
-can ever lock the owner out. What is not here: endorsement keys, whose templates their makers chose (`endorsement`).
+All keys: fixedTPM, fixedParent, sensitiveDataOrigin (made inside, never leaves). Everything is noDA, so that no use of
+it can ever lock the owner out. What is not here: endorsement keys, whose templates their makers chose (`endorsement`).
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from tpm2_pytss import (
     TPMA_OBJECT,
     TPMS_ECC_PARMS,
     TPMS_ECC_POINT,
+    TPMS_KEYEDHASH_PARMS,
     TPMS_RSA_PARMS,
     TPMS_SCHEME_HASH,
     TPMT_ECC_SCHEME,
     TPMT_KDF_SCHEME,
+    TPMT_KEYEDHASH_SCHEME,
     TPMT_PUBLIC,
     TPMT_RSA_SCHEME,
     TPMT_SIG_SCHEME,
@@ -50,6 +53,7 @@ __all__ = [
     "channel_key",
     "credential_key",
     "scheme_of",
+    "sealed_data",
     "storage_root_key",
 ]
 
@@ -60,6 +64,7 @@ _ATTESTATION = (
 )
 _CREDENTIAL = _MADE_INSIDE | TPMA_OBJECT.SIGN_ENCRYPT | TPMA_OBJECT.NODA
 _CHANNEL = _CREDENTIAL | TPMA_OBJECT.USERWITHAUTH
+_SEALED = TPMA_OBJECT.FIXEDTPM | TPMA_OBJECT.FIXEDPARENT | TPMA_OBJECT.NODA
 _RSA_BITS: Final = 2048
 
 AES_128_CFB: Final = TPMT_SYM_DEF(
@@ -109,6 +114,19 @@ def credential_key(kind: KeyKind, policy: bytes) -> TPM2B_PUBLIC:
 def channel_key() -> TPM2B_PUBLIC:
     """The template of the device channel's key."""
     return _public(KINDS[Algorithm.ES256], _CHANNEL, _NO_CIPHER, with_scheme=False)
+
+
+def sealed_data(policy: bytes) -> TPM2B_PUBLIC:
+    """The template of an object that is only data, behind a PIN gate (TPM2_Unseal)."""
+    detail = TPMS_KEYEDHASH_PARMS(scheme=TPMT_KEYEDHASH_SCHEME(scheme=TPM2_ALG.NULL))
+    area = TPMT_PUBLIC(
+        type=TPM2_ALG.KEYEDHASH,
+        nameAlg=TPM2_ALG.SHA256,
+        objectAttributes=_SEALED,
+        authPolicy=TPM2B_DIGEST(policy),
+        parameters=TPMU_PUBLIC_PARMS(keyedHashDetail=detail),
+    )
+    return TPM2B_PUBLIC(publicArea=area)
 
 
 def scheme_of(kind: KeyKind) -> TPMT_SIG_SCHEME:
