@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+from keyvouch_agent.pin_standing import tries_left
 from keyvouch_agent.prompts.inert import fixed, inert
 
 __all__ = ["pin_line", "prompt_card", "utc"]
@@ -43,12 +44,16 @@ def prompt_card(prompt: Mapping[str, object], pin: Mapping[str, object] | None =
 
 def pin_line(pin: Mapping[str, object]) -> str:
     """A few words on where the PIN stands."""
+    if not pin.get("connected", True):
+        return "not connected: connect it before you answer"
+    if not pin.get("asks_pin", True):
+        return "its PIN is typed on the reader" if pin.get("provider") == "smartcard" else "verifies you itself"
     if not pin.get("pin_is_set"):
         return "no PIN set"
     left = pin.get("retries_left")
-    if left == 0:
-        return "PIN blocked"
-    return "PIN set" if left is None else f"{left} PIN tries left"
+    if not isinstance(left, int):
+        return "PIN set"
+    return tries_left(left, "PIN ") if left else "PIN blocked"
 
 
 def utc(instant: object) -> str:

@@ -16,6 +16,7 @@ from contextlib import suppress
 
 from keyvouch.errors import KeyvouchError, Reason
 from keyvouch_agent.agent import Agent
+from keyvouch_agent.pin_standing import check_told_pin
 from keyvouch_agent.ports import Pin
 from keyvouch_agent.prompts.card import pin_line, prompt_card
 from keyvouch_agent.prompts.inert import inert
@@ -79,6 +80,8 @@ class TerminalPrompts:
             case "outcome":
                 with suppress(ValueError):
                     self._waiting.remove(prompt_id)
+            case "key":
+                self._lines.show(inert(str(event.get("message")), longest=300))
             case "refused":
                 self._lines.show(f"A request was refused. {inert(str(event.get('message')), longest=300)}")
             case "link":
@@ -143,6 +146,7 @@ class TerminalPrompts:
                 self._lines.show("The input has ended. Decide with `keyvouch-agent approve`, `deny` or `report`.")
 
     async def _approve(self, prompt_id: str, prompt: Mapping[str, object], pin: Mapping[str, object]) -> None:
+        check_told_pin(pin)
         digits = prompt.get("number_digits")
         number = await self._ask_until(
             lambda typed: _is_number(typed, digits),
@@ -150,7 +154,7 @@ class TerminalPrompts:
             f"The number has {digits} digits, leading zeros included.",
         )
         while number is not None:
-            typed = await self._lines.ask(f"PIN ({pin_line(pin)}): ", secret=True)
+            typed = await self._ask_pin(pin)
             if typed is None:
                 return
             try:
@@ -162,6 +166,12 @@ class TerminalPrompts:
                 self._lines.show(inert(str(error), longest=400))
             now = (await self._agent.show(prompt_id)).get("pin")
             pin = now if isinstance(now, Mapping) else pin
+
+    async def _ask_pin(self, pin: Mapping[str, object]) -> str | None:
+        """The PIN; empty where the key verifies its user itself, None at the end of the input."""
+        if not pin.get("asks_pin", True):
+            return ""
+        return await self._lines.ask(f"PIN ({pin_line(pin)}): ", secret=True)
 
     async def _ask_until(self, fits: Callable[[str], bool], question: str, advice: str) -> str | None:
         """The first answer that fits, in lower case and without spaces around it; None at the end of the input."""
