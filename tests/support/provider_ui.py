@@ -15,9 +15,11 @@ class ScriptedInteraction:
     pin: str | None = "123456"
     new_pin: str | None = None
     confirms: bool | type[Exception] = True
+    last_try: bool = False
     on_confirm: Callable[[], None] = lambda: None
     asked: list[object] = field(default_factory=list)
     pins: list[Pin] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
 
     def request_pin(self, retries_left: int | None, min_length: int) -> Pin | None:
         self.asked.append(("pin", retries_left, min_length))
@@ -34,8 +36,14 @@ class ScriptedInteraction:
             return self.confirms
         raise self.confirms
 
+    def allows_last_try(self) -> bool:
+        return self.last_try
+
     def touch_needed(self) -> None:
         self.asked.append("touch")
+
+    def tell(self, text: str) -> None:
+        self.told.append(text)
 
     def _typed(self, text: str | None) -> Pin | None:
         if text is None:

@@ -16,9 +16,10 @@ from keyvouch.errors import DeviceError, Reason
 from keyvouch_agent.authenticator.device import AuthenticatorDevice
 from keyvouch_agent.authenticator.engine import Authenticator
 from keyvouch_agent.ports import KeyCreation, KeyUse
-from keyvouch_agent.providers.ctap_failures import device_error
 from keyvouch_agent.providers.ctap_session import CtapSession
+from keyvouch_agent.providers.touch import TouchPatience
 from keyvouch_agent.system import SystemEntropy
+from keyvouch_client.security_keys.failures import device_error
 from support.authenticators import BenchClock, ScriptedUser
 from support.memory_vault import MemoryVault
 from support.provider_ui import ScriptedInteraction
@@ -68,7 +69,7 @@ def ui() -> ScriptedInteraction:
 
 @pytest.fixture
 def session(device: LyingDevice, ui: ScriptedInteraction) -> CtapSession:
-    return CtapSession(device, ui, rp_id=RP_ID, min_pin_length=6)
+    return CtapSession(device, ui, rp_id=RP_ID, min_pin_length=6, patience=TouchPatience())
 
 
 def flip(data: bytes, at: int, mask: int) -> bytes:
@@ -122,15 +123,24 @@ def test_close_closes_the_device_once(session: CtapSession, device: LyingDevice)
     assert device.closed == 1
 
 
-@pytest.mark.parametrize("error", [OSError("gone"), CtapError(CtapError.ERR.INVALID_COMMAND), ValueError("junk")])
-def test_device_that_is_no_authenticator(device: LyingDevice, ui: ScriptedInteraction, error: Exception) -> None:
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError("gone"), Reason.AUTHENTICATOR_REMOVED),
+        (CtapError(CtapError.ERR.INVALID_COMMAND), Reason.UNSUPPORTED),
+        (ValueError("junk"), Reason.UNSUPPORTED),
+    ],
+)
+def test_device_that_is_no_authenticator(
+    device: LyingDevice, ui: ScriptedInteraction, error: Exception, reason: Reason
+) -> None:
     def fail(_answer: dict[int, Any]) -> None:
         raise error
 
     device.command, device.change = 0x04, fail
     with pytest.raises(DeviceError) as caught:
         CtapSession(device, ui, rp_id=RP_ID, min_pin_length=6)
-    assert caught.value.reason is Reason.UNSUPPORTED
+    assert caught.value.reason is reason
     assert device.closed == 1
 
 
@@ -141,7 +151,7 @@ def test_device_pulled_out_in_the_middle_H10(session: CtapSession, device: Lying
     device.command, device.change = 0x01, gone
     with pytest.raises(DeviceError) as caught:
         session.create_key(CREATION)
-    assert caught.value.reason is Reason.DEVICE_FAILED
+    assert caught.value.reason is Reason.AUTHENTICATOR_REMOVED
     assert "removed" in caught.value.message
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from fido2.ctap import CtapError
 from fido2.ctap2.base import Ctap2
@@ -10,12 +12,22 @@ from fido2.ctap2.pin import ClientPin
 
 from keyvouch.errors import DeviceError, Reason
 from keyvouch_agent.ports import Pin
-from keyvouch_agent.providers.ctap_failures import device_error, status_of
+from keyvouch_agent.providers.ctap_requests import inconsistent
+from keyvouch_client.security_keys.failures import device_error, removed, status_of
+from keyvouch_client.security_keys.standing import MALFORMED
 
-__all__ = ["MAX_PIN_BYTES", "CtapPinControl"]
+__all__ = ["MAX_PIN_BYTES", "CtapPinControl", "PinDemand"]
 
 MAX_PIN_BYTES = 63
 """UTF-8 bytes of a PIN (section 6.5.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinDemand:
+    """Whether there is a PIN, and whether another one is wanted before it is used (section 6.4, forcePINChange)."""
+
+    is_set: bool
+    must_change: bool
 
 
 class CtapPinControl:
@@ -41,17 +53,20 @@ class CtapPinControl:
     @property
     def is_set(self) -> bool:
         """Whether there is a PIN, as the authenticator says now."""
-        try:
-            return bool(self._ctap.get_info().options.get("clientPin"))
-        except CtapError as error:
-            raise self._known(status_of(error)) or device_error(error) from error
+        return self.read().is_set
+
+    def read(self) -> PinDemand:
+        """What the authenticator says of its PIN now."""
+        with self._in_words():
+            info = self._ctap.get_info()
+        return PinDemand(bool(info.options.get("clientPin")), info.force_pin_change)
 
     @property
     def retries_left(self) -> int | None:
         """Wrong PINs left until it is blocked for good; None where the authenticator does not say."""
         try:
             return ClientPin(self._ctap).get_pin_retries()[0]
-        except (CtapError, ValueError):
+        except (CtapError, OSError, *MALFORMED):
             return None
 
     @property
@@ -59,7 +74,7 @@ class CtapPinControl:
         """Whether the authenticator takes no PIN before it is restarted, as far as it tells."""
         try:
             return bool(ClientPin(self._ctap).get_pin_retries()[1])
-        except (CtapError, ValueError):
+        except (CtapError, OSError, *MALFORMED):
             return False
 
     @property
@@ -83,20 +98,27 @@ class CtapPinControl:
         self._check(new)
         if self.is_set:
             raise DeviceError(Reason.PIN_POLICY, "A PIN is set already.", fix="Change it with the old PIN.")
-        try:
+        with self._in_words():
             ClientPin(self._ctap).set_pin(new.reveal())
-        except CtapError as error:
-            raise self._known(status_of(error)) or device_error(error) from error
 
     def change(self, old: Pin, new: Pin) -> None:
         """Put `new` in the place of `old`."""
         self._check(new)
         self.require_usable()
-        try:
+        with self._in_words():
             ClientPin(self._ctap).change_pin(old.reveal(), new.reveal())
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        try:
+            yield
         except CtapError as error:
             known = self._known(status_of(error))  # asking for the retries is the next command, and forgets it
             raise known or device_error(error, retries_left=self.retries_left) from error
+        except OSError as error:
+            raise removed(error) from error
+        except MALFORMED as error:
+            raise inconsistent("a malformed response") from error
 
     def _check(self, pin: Pin) -> None:
         text = pin.reveal()

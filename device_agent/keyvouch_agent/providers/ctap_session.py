@@ -1,41 +1,25 @@
 """A ceremony with any `CtapDevice`, through python-fido2's own client: roaming keys and built-in ones alike.
 
-The client data is ours to the byte: our origin, exactly the challenge given. The relying party is the one
-the session was opened for. What comes back is checked against what was asked before it leaves. What is *not*
-here: finding devices, and trust in what they attest, which is the server's business.
+The relying party is the one the session was opened for. What comes back is checked against what was asked before it
+leaves. What is *not* here: finding devices, the words of a request (`ctap_requests`), and trust in what devices attest,
+which is the server's business.
 """
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from collections.abc import Callable
 from threading import Event
 from types import TracebackType
 from typing import Self, TypeVar
 
-from fido2.client import ClientDataCollector, ClientError, Fido2Client, UserInteraction
+from fido2.client import ClientError, Fido2Client, UserInteraction
 from fido2.ctap import CtapDevice, CtapError
 from fido2.ctap2.base import Ctap2
+from fido2.ctap2.extensions import CredProtectExtension
 from fido2.ctap2.pin import ClientPin
-from fido2.webauthn import (
-    AttestationConveyancePreference,
-    AuthenticatorSelectionCriteria,
-    CollectedClientData,
-    PublicKeyCredentialCreationOptions,
-    PublicKeyCredentialDescriptor,
-    PublicKeyCredentialParameters,
-    PublicKeyCredentialRequestOptions,
-    PublicKeyCredentialRpEntity,
-    PublicKeyCredentialType,
-    PublicKeyCredentialUserEntity,
-    ResidentKeyRequirement,
-    UserVerificationRequirement,
-)
 
 from keyvouch.errors import DeviceError, MalformedError, Reason, RefusedError, UsageError
-from keyvouch.ids import CredentialId
-from keyvouch.webauthn import AttestationObject, AuthenticatorData, Flags
+from keyvouch.webauthn import AttestationObject, AuthenticatorData
 from keyvouch_agent.ports import (
     Assertion,
     GateOffer,
@@ -43,37 +27,43 @@ from keyvouch_agent.ports import (
     KeyUse,
     NativeSteps,
     Pin,
+    PinControl,
     ProviderInteraction,
     Registration,
     TpmEvidence,
     TpmGrant,
     TpmPreparation,
 )
-from keyvouch_agent.providers.ctap_failures import device_error, status_of
-from keyvouch_agent.providers.ctap_pin import CtapPinControl
+from keyvouch_agent.providers.ctap_pin import CtapPinControl, PinDemand
 from keyvouch_agent.providers.ctap_preflight import WithoutPreflight
+from keyvouch_agent.providers.ctap_requests import (
+    AgentClientData,
+    CredentialWish,
+    creation_options,
+    inconsistent,
+    request_options,
+    require_consistent,
+)
+from keyvouch_agent.providers.touch import TouchPatience, TouchWatch
+from keyvouch_client.security_keys.failures import device_error, removed, status_of
+from keyvouch_client.security_keys.standing import MALFORMED
 
-__all__ = ["CtapSession", "origin_for"]
+__all__ = ["CtapSession"]
 
-_MALFORMED = (ValueError, TypeError, LookupError, struct.error)
-"""What python-fido2 raises while it reads an answer that is not what it should be."""
-_NEEDED = Flags.UP | Flags.UV
+_PROTECT_LEVEL = 2
 _T = TypeVar("_T")
-_Options = PublicKeyCredentialCreationOptions | PublicKeyCredentialRequestOptions
-
-
-def origin_for(rp_id: str) -> str:
-    """The origin the agent writes into client data."""
-    return f"keyvouch-agent://{rp_id}"
 
 
 class CtapSession:
     """`ProviderSession` over one device, which it closes. See `keyvouch_agent.ports` for the methods.
 
-    `explain` may know more about a CTAP status, where the device is one of our own. `reminds_of_touch` is for
-    devices that wait for a touch. `steps` is what the holder does beside WebAuthn. Credentials are made
-    non-discoverable: the server names the key it wants, a roaming key's few slots stay free, and a registration that
-    stops half-way has not replaced the key before it.
+    `explain` may know more about a CTAP status, where the device is one of our own. `patience` is for devices that wait
+    for a touch; None for those that do not. `steps` is what the holder does beside WebAuthn. Credentials are
+    non-discoverable unless `wish` says otherwise: the server names the key it wants, a roaming key's few slots stay
+    free, and a registration that stops half-way has not replaced the key before it.
+
+    A device of our own may verify its user itself, by a PIN that is none of CTAP's. Then `asks_itself` says that it
+    asks in words of its own, and `pin` is that PIN, where it can be changed.
     """
 
     def __init__(
@@ -83,26 +73,36 @@ class CtapSession:
         *,
         rp_id: str,
         min_pin_length: int,
-        reminds_of_touch: bool = True,
+        patience: TouchPatience | None = None,
         explain: Callable[[int | None], DeviceError | None] = lambda _status: None,
         steps: NativeSteps | None = None,
+        wish: CredentialWish | None = None,
+        asks_itself: bool = False,
+        pin: PinControl | None = None,
+        certificates: tuple[bytes, ...] = (),
     ) -> None:
         self._device = device
         self._ui = ui
         self._rp_id = rp_id
         self._known = explain
         self._steps = steps
+        self._wish = wish or CredentialWish()
+        self._own_pin = pin
+        self._certificates = certificates
         self._cancel = Event()
         self._closed = False
+        self._touch = TouchWatch(patience, ui.touch_needed, self._cancel.set) if patience else None
         try:
             self._ctap = Ctap2(device)
-        except (CtapError, OSError, *_MALFORMED) as error:
+            self._pin = CtapPinControl(self._ctap, min_pin_length, explain=explain)
+            self._user = _User(ui, self._pin, self._touch, tells_of_uv=not asks_itself)
+            self._client = Fido2Client(
+                WithoutPreflight(device), AgentClientData(rp_id), self._user, extensions=[CredProtectExtension()]
+            )
+        except (CtapError, OSError, *MALFORMED) as error:
             device.close()
             known = explain(status_of(error)) if isinstance(error, CtapError) else None
             raise known or _no_ctap2(error) from error
-        self._pin = CtapPinControl(self._ctap, min_pin_length, explain=explain)
-        self._user = _User(ui, self._pin, reminds_of_touch)
-        self._client = Fido2Client(WithoutPreflight(device), _ClientData(rp_id), self._user, extensions=())
 
     def prepare(self, offer: GateOffer) -> TpmPreparation | None:
         """A FIDO authenticator has nothing to show before its key is made; what is behind one of our own may have."""
@@ -121,39 +121,16 @@ class CtapSession:
     def create_key(self, creation: KeyCreation) -> Registration:
         """authenticatorMakeCredential with user verification and direct attestation."""
         self._require_rp(creation.rp_id)
-        self._require_pin_or_set_one()
-        response = self._run(lambda: self._client.make_credential(_creation_options(creation), self._cancel))
-        raw = bytes(response.response.attestation_object)
-        attestation = _checked(lambda: AttestationObject(raw))
-        _require_consistent(attestation.authenticator_data, creation.rp_id)
-        return Registration(
-            credential_id=attestation.attested.credential_id,
-            client_data=bytes(response.response.client_data),
-            attestation_object=raw,
-        )
+        return self._run(lambda: self._created(creation))
 
     def sign(self, use: KeyUse) -> Assertion:
         """authenticatorGetAssertion with user verification, for one credential."""
         self._require_rp(use.rp_id)
-        if self._lacks_pin():
-            raise _was_reset()
-        selection = self._run(lambda: self._client.get_assertion(_request_options(use), self._cancel))
-        response = selection.get_response(0)
-        data = _checked(lambda: AuthenticatorData(bytes(response.response.authenticator_data)))
-        _require_consistent(data, use.rp_id)
-        if response.raw_id != use.credential_id:
-            raise _inconsistent("another key")
-        return Assertion(
-            credential_id=use.credential_id,
-            client_data=bytes(response.response.client_data),
-            authenticator_data=bytes(data),
-            signature=response.response.signature,
-            user_handle=response.response.user_handle,
-        )
+        return self._run(lambda: self._signed(use))
 
-    def pin(self) -> CtapPinControl | None:
-        """The authenticator's PIN; None for one that has no clientPin."""
-        return self._pin if "clientPin" in self._ctap.info.options else None
+    def pin(self) -> PinControl | None:
+        """The authenticator's PIN; None for one that has no clientPin, nor a PIN of its own to manage."""
+        return self._pin if self._takes_pin() else self._own_pin
 
     def cancel(self) -> None:
         """Make the device stop waiting for the user. The session can only be closed after this."""
@@ -185,16 +162,62 @@ class CtapSession:
                 metadata={"rp_id": rp_id, "expected": self._rp_id},
             )
 
-    def _lacks_pin(self) -> bool:
-        """Whether the authenticator could verify its user by a PIN, and has neither that nor anything else."""
-        pin = self.pin()
-        return pin is not None and not pin.is_set and not self._ctap.info.options.get("uv")
+    def _created(self, creation: KeyCreation) -> Registration:
+        demand = self._pin.read()
+        if self._lacks_pin(demand):
+            self._set_first_pin()
+        elif demand.must_change:
+            self._change_pin()
+        protects = self._wish.protect and "credProtect" in self._ctap.info.extensions
+        wish = CredentialWish(self._wish.resident, protects)
+        response = self._client.make_credential(creation_options(creation, wish), self._cancel)
+        raw = bytes(response.response.attestation_object)
+        attestation = _checked(lambda: AttestationObject(raw))
+        data = attestation.authenticator_data
+        require_consistent(data, creation.rp_id)
+        if protects and (data.extensions or {}).get("credProtect") != _PROTECT_LEVEL:
+            raise inconsistent("another protection of the credential than it was asked for")
+        return Registration(
+            credential_id=attestation.attested.credential_id,
+            client_data=bytes(response.response.client_data),
+            attestation_object=raw,
+            certificates=self._certificates,
+        )
 
-    def _require_pin_or_set_one(self) -> None:
+    def _signed(self, use: KeyUse) -> Assertion:
+        demand = self._pin.read()
+        if self._lacks_pin(demand):
+            raise _was_reset()
+        if demand.must_change:
+            self._change_pin()
+        response = self._client.get_assertion(request_options(use), self._cancel).get_response(0)
+        data = _checked(lambda: AuthenticatorData(bytes(response.response.authenticator_data)))
+        require_consistent(data, use.rp_id)
+        if response.raw_id != use.credential_id:
+            raise inconsistent("another key")
+        return Assertion(
+            credential_id=use.credential_id,
+            client_data=bytes(response.response.client_data),
+            authenticator_data=bytes(data),
+            signature=response.response.signature,
+            user_handle=response.response.user_handle,
+        )
+
+    def _takes_pin(self) -> bool:
+        return "clientPin" in self._ctap.info.options
+
+    def _verifies_itself(self) -> bool:
+        return bool(self._ctap.info.options.get("uv"))
+
+    def _lacks_pin(self, demand: PinDemand) -> bool:
+        """Whether the authenticator could verify its user by a PIN, and has neither that nor anything else."""
+        return self._takes_pin() and not demand.is_set and not self._verifies_itself()
+
+    def _set_first_pin(self) -> None:
         """No PIN, no key: set the one the user gives now, or refuse."""
-        if not self._lacks_pin():
-            return
         pin = self._pin
+        if self._touch is not None:
+            self._ui.tell("This security key has no PIN yet. The one you choose is the key's own, wherever it is used.")
         new = self._ui.request_new_pin(pin.min_length)
         if new is None:
             raise DeviceError(
@@ -209,32 +232,69 @@ class CtapSession:
             raise
         self._user.use_once(new)
 
+    def _change_pin(self) -> None:
+        """The authenticator demands another PIN before it goes on."""
+        pin = self._pin
+        self._ui.tell("The authenticator wants a new PIN before it is used: enter the old one, then the new one.")
+        old = self._ui.request_pin(pin.require_usable(), pin.min_length)
+        new = self._ui.request_new_pin(pin.min_length) if old is not None else None
+        if old is None or new is None:
+            raise DeviceError(
+                Reason.PIN_CHANGE_REQUIRED,
+                "The authenticator wants a new PIN before it is used.",
+                fix=f"Change it with `keyvouch-agent pin`: {pin.min_length} characters or more.",
+            )
+        with old:
+            pin.change(old, new)
+        self._user.use_once(new)
+
     def _run(self, operation: Callable[[], _T]) -> _T:
-        """Run one client operation, and turn every failure into a `DeviceError`."""
+        """Run one operation, and turn every failure into a `DeviceError`."""
         try:
             return operation()
         except (ClientError, CtapError) as error:
             raise self._explain(error) from error
         except OSError as error:
-            raise _gone(error) from error
-        except _MALFORMED as error:
-            raise _inconsistent("a malformed response") from error
+            raise removed(error) from error
+        except MALFORMED as error:
+            raise inconsistent("a malformed response") from error
         finally:
             self._user.forget_pin()
+            self._forget_touch()
+
+    def _forget_touch(self) -> None:
+        """A question that was taken back because nobody touched is no reason to cancel the next one."""
+        if self._touch is not None:
+            self._touch.end()
+            if self._touch.timed_out:
+                self._touch.timed_out = False
+                self._cancel.clear()
 
     def _explain(self, error: ClientError | CtapError) -> DeviceError:
-        known = self._known(status_of(error))
-        return known or device_error(error, retries_left=self._pin.retries_left)
+        status = status_of(error)
+        if self._touch is not None:
+            self._touch.end()
+            if self._touch.timed_out:
+                return device_error(CtapError(CtapError.ERR.USER_ACTION_TIMEOUT))
+        if (known := self._known(status)) is not None:
+            return known
+        if status is None and self._verifies_itself() and _cannot_verify(error):
+            return device_error(CtapError(CtapError.ERR.UV_BLOCKED))
+        return device_error(error, retries_left=self._pin.retries_left)
 
 
 class _User(UserInteraction):
     """What python-fido2's client asks the user, passed on to our port."""
 
-    def __init__(self, ui: ProviderInteraction, pin: CtapPinControl, reminds_of_touch: bool) -> None:
+    def __init__(
+        self, ui: ProviderInteraction, pin: CtapPinControl, touch: TouchWatch | None, *, tells_of_uv: bool
+    ) -> None:
         self._ui = ui
+        self._tells_of_uv = tells_of_uv
         self._control = pin
-        self._reminds_of_touch = reminds_of_touch
+        self._touch = touch
         self._pin: Pin | None = None
+        self._tried_itself = False
 
     def use_once(self, pin: Pin) -> None:
         """Answer the next question for the PIN with this one, which was typed a moment ago."""
@@ -242,77 +302,44 @@ class _User(UserInteraction):
 
     def forget_pin(self) -> None:
         """Drop the PIN."""
+        self._tried_itself = False
         if self._pin is not None:
             self._pin.close()
             self._pin = None
 
     def prompt_up(self) -> None:
         """The authenticator waits for a touch."""
-        if self._reminds_of_touch:
-            self._ui.touch_needed()
+        if self._touch is not None:
+            self._touch.begin()
+
+    def request_uv(self, permissions: ClientPin.PERMISSION, rp_id: str | None) -> bool:  # noqa: ARG002
+        """The authenticator is about to verify its user itself."""
+        self._tried_itself = True
+        if self._tells_of_uv:
+            self._ui.tell("The authenticator verifies you itself: touch its sensor with the finger that is enrolled.")
+        return True
 
     def request_pin(self, permissions: ClientPin.PERMISSION, rp_id: str | None) -> str | None:  # noqa: ARG002
         """Ask once, with the retries left, and not at all when no PIN can succeed."""
+        if self._touch is not None:
+            self._touch.end()
         if self._pin is None:
             left = self._control.require_usable()
+            if self._tried_itself:
+                self._ui.tell("The authenticator takes no more fingers or faces for now; it takes its PIN.")
             self._pin = self._ui.request_pin(left, self._control.min_length)
         return self._pin.reveal() if self._pin is not None else None
-
-
-class _ClientData(ClientDataCollector):
-    """Client data for the relying party of the session, with the agent's own origin."""
-
-    def __init__(self, rp_id: str) -> None:
-        self._rp_id = rp_id
-
-    def collect_client_data(self, options: _Options) -> tuple[CollectedClientData, str]:
-        making = isinstance(options, PublicKeyCredentialCreationOptions)
-        kind = CollectedClientData.TYPE.CREATE if making else CollectedClientData.TYPE.GET
-        return CollectedClientData.create(kind, options.challenge, origin_for(self._rp_id)), self._rp_id
-
-
-def _creation_options(creation: KeyCreation) -> PublicKeyCredentialCreationOptions:
-    kind = PublicKeyCredentialType.PUBLIC_KEY
-    return PublicKeyCredentialCreationOptions(
-        rp=PublicKeyCredentialRpEntity(name=creation.rp_name or creation.rp_id, id=creation.rp_id),
-        user=PublicKeyCredentialUserEntity(
-            name=creation.user_name, id=creation.user_id, display_name=creation.user_name
-        ),
-        challenge=creation.challenge,
-        pub_key_cred_params=[PublicKeyCredentialParameters(type=kind, alg=alg) for alg in creation.algorithms],
-        exclude_credentials=[_descriptor(credential) for credential in creation.exclude],
-        authenticator_selection=AuthenticatorSelectionCriteria(
-            resident_key=ResidentKeyRequirement.DISCOURAGED, user_verification=UserVerificationRequirement.REQUIRED
-        ),
-        attestation=AttestationConveyancePreference.DIRECT,
-    )
-
-
-def _request_options(use: KeyUse) -> PublicKeyCredentialRequestOptions:
-    return PublicKeyCredentialRequestOptions(
-        challenge=use.challenge,
-        rp_id=use.rp_id,
-        allow_credentials=[_descriptor(use.credential_id)],
-        user_verification=UserVerificationRequirement.REQUIRED,
-    )
-
-
-def _descriptor(credential: CredentialId) -> PublicKeyCredentialDescriptor:
-    return PublicKeyCredentialDescriptor(type=PublicKeyCredentialType.PUBLIC_KEY, id=credential)
 
 
 def _checked(parse: Callable[[], _T]) -> _T:
     try:
         return parse()
     except MalformedError as error:
-        raise _inconsistent("a malformed response") from error
+        raise inconsistent("a malformed response") from error
 
 
-def _require_consistent(data: AuthenticatorData, rp_id: str) -> None:
-    if data.rp_id_hash != hashlib.sha256(rp_id.encode()).digest():
-        raise _inconsistent("another server's name")
-    if data.flags & _NEEDED != _NEEDED:
-        raise _inconsistent("no sign that it verified its user")
+def _cannot_verify(error: ClientError | CtapError) -> bool:
+    return isinstance(error, ClientError) and error.code is ClientError.ERR.CONFIGURATION_UNSUPPORTED
 
 
 def _was_reset() -> DeviceError:
@@ -323,21 +350,11 @@ def _was_reset() -> DeviceError:
     )
 
 
-def _inconsistent(what: str) -> DeviceError:
-    return DeviceError(
-        Reason.DEVICE_FAILED, f"The authenticator answered with {what}.", fix="Use another authenticator."
-    )
-
-
 def _no_ctap2(error: Exception) -> DeviceError:
+    if isinstance(error, OSError):
+        return removed(error)
     return DeviceError(
         Reason.UNSUPPORTED,
         f"The device does not answer as a FIDO2 authenticator ({type(error).__name__}).",
         fix="Connect it again, or use another one.",
-    )
-
-
-def _gone(_error: OSError) -> DeviceError:
-    return DeviceError(
-        Reason.DEVICE_FAILED, "The authenticator was removed or stopped answering.", fix="Connect it and start again."
     )

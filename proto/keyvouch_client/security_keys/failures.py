@@ -1,7 +1,7 @@
 """From what a CTAP client raises to the one `DeviceError` that tells a person what to do.
 
-One table, for every authenticator. What is *not* here: how many attempts are left; the session asks the
-authenticator and passes it in.
+One table, for every authenticator: security keys, and the agent's own over a TPM or software. What is *not* here: how
+many attempts are left; the session asks the authenticator and passes it in.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fido2.ctap import CtapError
 
 from keyvouch.errors import DeviceError, Reason
 
-__all__ = ["device_error", "status_of"]
+__all__ = ["device_error", "removed", "status_of"]
 
 ERR = CtapError.ERR
 
@@ -46,6 +46,16 @@ _WORDS: Mapping[int, _Words] = {
     ERR.PIN_POLICY_VIOLATION: _Words(
         Reason.PIN_POLICY, "The authenticator does not take this PIN.", "Choose a longer PIN of at most 63 bytes."
     ),
+    ERR.UV_INVALID: _Words(
+        Reason.PIN_WRONG,
+        "The authenticator did not recognise its user.",
+        "Try again with the finger that is enrolled on it.",
+    ),
+    ERR.UV_BLOCKED: _Words(
+        Reason.BUILT_IN_UV_BLOCKED,
+        "The authenticator did not recognise its user too often and takes no more fingers or faces for now.",
+        "Enter its PIN once: that unblocks it. Without a PIN, reset it and register this device again.",
+    ),
     ERR.PUAT_REQUIRED: _Words(Reason.PIN_REQUIRED, "The PIN is needed for this.", "Enter the PIN."),
     ERR.OPERATION_DENIED: _Words(
         Reason.USER_CANCELLED, "The request was declined on the device.", "Start again and confirm the request."
@@ -75,6 +85,12 @@ _WORDS: Mapping[int, _Words] = {
     ERR.UNSUPPORTED_OPTION: _Words(
         Reason.UNSUPPORTED, "The authenticator cannot do what was asked.", "Use another authenticator."
     ),
+    ERR.LIMIT_EXCEEDED: _Words(
+        Reason.UNSUPPORTED, "The request is too large for this authenticator.", "Use another authenticator."
+    ),
+    ERR.REQUEST_TOO_LARGE: _Words(
+        Reason.UNSUPPORTED, "The request is too large for this authenticator.", "Use another authenticator."
+    ),
     ERR.CHANNEL_BUSY: _Words(
         Reason.VAULT_BUSY, "The authenticator is busy with another request.", "Finish that one first."
     ),
@@ -101,8 +117,17 @@ def device_error(error: ClientError | CtapError, *, retries_left: int | None = N
         return _client_error(error)
     words = _WORDS.get(status if status is not None else -1, _UNKNOWN)
     metadata = {"ctap_status": f"0x{status:02x}"} if status is not None else {}
-    known = retries_left if words.reason in _WITH_RETRIES else None
+    known = retries_left if words.reason in _WITH_RETRIES and status != ERR.UV_INVALID else None
     return DeviceError(words.reason, words.message, retries_left=known, fix=words.fix, metadata=metadata)
+
+
+def removed(_error: Exception) -> DeviceError:
+    """A device that does not answer any more."""
+    return DeviceError(
+        Reason.AUTHENTICATOR_REMOVED,
+        "The authenticator was removed or stopped answering.",
+        fix="Connect it, leave it there until all is done, and start again.",
+    )
 
 
 def _client_error(error: ClientError) -> DeviceError:
@@ -111,7 +136,9 @@ def _client_error(error: ClientError) -> DeviceError:
             words = _WORDS[ERR.KEEPALIVE_CANCEL]
         case ClientError.ERR.CONFIGURATION_UNSUPPORTED:
             words = _Words(
-                Reason.UNSUPPORTED, "This authenticator cannot verify its user.", "Set a PIN on it, or use another one."
+                Reason.UNSUPPORTED,
+                "This authenticator cannot verify its user: it has no PIN.",
+                "Set one, or use another one.",
             )
         case _:
             words = _UNKNOWN
