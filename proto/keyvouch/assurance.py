@@ -2,10 +2,13 @@
 
     protection     where the private key lives     software | hardware, tpm, secure_element, smartcard, tee
     verification   who checks the PIN or finger    none < software_gated < hardware_gated
-    provenance     who vouches for the key         unattested < self < attested (by a named anchor)
+    provenance     who vouches for the key         unattested < self < certified < attested (both by a named anchor)
 
 Assurance is derived from verified evidence alone. The honest rule: without an attestation chain to a trusted
 anchor nothing is proved about the place of a key, so its protection is `software`, whatever it says of itself.
+
+`certified` is an organisation's word: its certificate says whose key it is. Of the place of the key it says nothing by
+itself; what an administrator has configured that the organisation promises of such keys counts in its name.
 
 The hardware kinds have no order among them: a requirement asks for any hardware or for none.
 What is not here: deriving it (`keyvouch.attestation`), and which assurance an application needs; that is policy.
@@ -80,11 +83,18 @@ class Verification(_Ordered):
 
 @unique
 class Provenance(_Ordered):
-    """Who vouches for the key: nobody, only the key itself, or a chain to a trusted anchor."""
+    """Who vouches for the key: nobody, only the key itself, an organisation for its owner, or an attestation chain."""
 
     UNATTESTED = "unattested"
     SELF = "self"
+    CERTIFIED = "certified"
+    """An organisation certified whose key it is (`keyvouch.attestation.card_certificate`)."""
     ATTESTED = "attested"
+
+    @property
+    def is_anchored(self) -> bool:
+        """Whether it comes with the name of a trust anchor."""
+        return self in (Provenance.CERTIFIED, Provenance.ATTESTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +107,11 @@ class Assurance:
     anchor: str = ""
 
     def __post_init__(self) -> None:
-        attested = self.provenance is Provenance.ATTESTED
-        if attested != bool(self.anchor):
-            raise UsageError("An attested key has a named anchor, every other key has none.")
+        anchored = self.provenance.is_anchored
+        if anchored != bool(self.anchor):
+            raise UsageError("An attested or certified key has a named anchor, every other key has none.")
         claims_hardware = self.protection.is_hardware or self.verification is Verification.HARDWARE_GATED
-        if claims_hardware and not attested:
+        if claims_hardware and not anchored:
             raise UsageError("Nothing about hardware is proved without a trusted attestation chain.")
 
     def in_ceremony(self, *, user_verified: bool) -> Assurance:

@@ -91,11 +91,16 @@ class Reason(StrEnum):
     TRUST_CHAIN = "trust_chain"
     WEAK_KEY_ROCA = "weak_key_roca"
 
+    # Certificates of an organisation for keys on smartcards
+    CARD_CERTIFICATE = "card_certificate"
+    CARD_USER = "card_user"
+
     # Authenticator metadata (FIDO Metadata Service 3)
     METADATA_MALFORMED = "metadata_malformed"
     METADATA_UNTRUSTED = "metadata_untrusted"
     METADATA_STALE = "metadata_stale"
     AUTHENTICATOR_STATUS = "authenticator_status"
+    AUTHENTICATOR_MODEL = "authenticator_model"
 
     # TPM evidence (TPM 2.0 Library, Part 2). TPM covers them all where WebAuthn's format `tpm` is judged.
     TPM = "tpm"
@@ -158,7 +163,9 @@ class Reason(StrEnum):
     METHOD_DISABLED = "method_disabled"
     NO_METHOD = "no_method"
     ASSURANCE_TOO_LOW = "assurance_too_low"
+    SECURITY_KEY_REFUSED = "security_key_refused"
     POLICY_CHANGED = "policy_changed"
+    POLICY_LOCKS_OUT = "policy_locks_out"
 
     # Temporary Access Pass. ACCESS_PASS_REFUSED is all a caller sees; the others are for the audit log.
     ACCESS_PASS_REFUSED = "access_pass_refused"
@@ -201,8 +208,11 @@ class Reason(StrEnum):
     PIN_REQUIRED = "pin_required"
     PIN_WRONG = "pin_wrong"
     PIN_BLOCKED = "pin_blocked"
+    PIN_LAST_TRY = "pin_last_try"
     PIN_POWER_CYCLE = "pin_power_cycle"
     PIN_POLICY = "pin_policy"
+    PIN_CHANGE_REQUIRED = "pin_change_required"
+    BUILT_IN_UV_BLOCKED = "built_in_uv_blocked"
     KEY_NOT_FOUND = "key_not_found"
     KEY_STORE_FULL = "key_store_full"
     VAULT_CORRUPT = "vault_corrupt"
@@ -217,6 +227,13 @@ class Reason(StrEnum):
     TPM_OWNER_AUTH = "tpm_owner_auth"
     TPM_CLEARED = "tpm_cleared"
     TPM_FAILED = "tpm_failed"
+    AUTHENTICATOR_REMOVED = "authenticator_removed"
+    AUTHENTICATOR_OTHER = "authenticator_other"
+    AUTHENTICATOR_NOT_CONNECTED = "authenticator_not_connected"
+    AUTHENTICATOR_PERMISSION = "authenticator_permission"
+    READER_UNAVAILABLE = "reader_unavailable"
+    MODULE_REFUSED = "module_refused"
+    MODULE_UNAVAILABLE = "module_unavailable"
     USER_CANCELLED = "user_cancelled"
     USER_TIMEOUT = "user_timeout"
     DEVICE_FAILED = "device_failed"

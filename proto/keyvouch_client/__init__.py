@@ -14,8 +14,10 @@ An app that needs a sign-in:
 Many sign-ins at once use one `SignInStream`. A resource server puts `RequireSession` (grpc.aio) or
 `RequireSessionSync` (threads) in front of its services and asks `current_session()` inside a handler.
 
+With a security key on this computer, `SecurityKeySignIn` needs no device agent.
+
 Every failure is a `keyvouch.errors.KeyvouchError`. What is not here: the keys that approve a sign-in. Those
-never leave the device agent.
+never leave the device agent, or the security key.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from keyvouch_client.interceptor import RequireSession, current_session
     from keyvouch_client.interceptor_sync import RequireSessionSync
     from keyvouch_client.jwks import JwksDocument, jwks_from_channel
+    from keyvouch_client.security_key import KeyAssertion, KeyRequest, SecurityKeySigner, SecurityKeySignIn
     from keyvouch_client.session import Session
     from keyvouch_client.sign_in import SignIn, sign_in_with_access_pass
     from keyvouch_client.sign_in_stream import PendingSignIn, SignInStream
@@ -37,10 +40,14 @@ __all__ = [
     "AccessRules",
     "Connection",
     "JwksDocument",
+    "KeyAssertion",
+    "KeyRequest",
     "PendingSignIn",
     "RequireSession",
     "RequireSessionSync",
     "Requirement",
+    "SecurityKeySignIn",
+    "SecurityKeySigner",
     "ServerIdentity",
     "Session",
     "SignIn",
@@ -54,10 +61,14 @@ _HOME = {
     "AccessRules": "access",
     "Connection": "connection",
     "JwksDocument": "jwks",
+    "KeyAssertion": "security_key",
+    "KeyRequest": "security_key",
     "PendingSignIn": "sign_in_stream",
     "RequireSession": "interceptor",
     "RequireSessionSync": "interceptor_sync",
     "Requirement": "access",
+    "SecurityKeySignIn": "security_key",
+    "SecurityKeySigner": "security_key",
     "ServerIdentity": "connection",
     "Session": "session",
     "SignIn": "sign_in",

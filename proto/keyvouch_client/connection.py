@@ -65,9 +65,9 @@ class ServerIdentity:
 class Connection:
     """A channel to the public listener `server` (`host:port`), and the stubs that speak over it.
 
-    `deadline` is the time in seconds a unary call may take. The object may be shared by any number of tasks of one
-    event loop. Raises `UsageError` for an address that is not `host:port`, a CA file that cannot be read, or plaintext
-    to anything but a loopback address.
+    `host` is the name or address TLS is verified for, `deadline` the time in seconds a unary call may take. The object
+    may be shared by any number of tasks of one event loop. Raises `UsageError` for an address that is not `host:port`,
+    a CA file that cannot be read, or plaintext to anything but a loopback address.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class Connection:
                 "Plaintext is possible to a loopback address only.", fix="Use TLS, and name the CA with a CA file."
             )
         self.server = server
+        self.host = host
         self.ca_file = ca_file
         self.insecure_loopback = insecure_loopback
         self.deadline = deadline

@@ -44,7 +44,10 @@ def new_proof_key() -> ec.EllipticCurvePrivateKey:
 
 
 class Begun:
-    """A sign-in the server has begun, and the proof key it is bound to: watched, redeemed or cancelled here."""
+    """A sign-in the server has begun, and the proof key it is bound to: watched, redeemed or cancelled here.
+
+    `metadata` carries the sign-in's token, for calls about it.
+    """
 
     def __init__(
         self, connection: Connection, begun: sign_in_pb2.BeginSignInResponse, proof_key: ec.EllipticCurvePrivateKey
@@ -52,11 +55,11 @@ class Begun:
         self.begun = begun
         self._connection = connection
         self._proof_key = proof_key
-        self._metadata = (("authorization", f"SignIn {begun.sign_in_token}"),)
+        self.metadata = (("authorization", f"SignIn {begun.sign_in_token}"),)
 
     async def wait(self) -> None:
         """Wait for the approval. Raises the error of every other end, or `UnavailableError` after the expiry."""
-        patience = Patience(self._seconds_left(), self._connection.backoff)
+        patience = Patience(self.seconds_left(), self._connection.backoff)
         while True:
             try:
                 if await self._watch_once(patience):
@@ -69,7 +72,7 @@ class Begun:
     async def _watch_once(self, patience: Patience) -> bool:
         """Follow the sign-in until it is approved (True) or the stream ends before it has ended (False)."""
         request = sign_in_pb2.WatchSignInRequest(sign_in_id=self.begun.sign_in_id)
-        call = self._connection.sign_ins.WatchSignIn(request, metadata=self._metadata, timeout=self._seconds_left())
+        call = self._connection.sign_ins.WatchSignIn(request, metadata=self.metadata, timeout=self.seconds_left())
         try:
             async for event in call:
                 patience.refresh()
@@ -85,7 +88,7 @@ class Begun:
     async def redeem(self) -> Session:
         """Turn the approval into a session. Safe to repeat with the same object while the sign-in lasts."""
         identity = await persist(
-            self._connection.identity, seconds=self._seconds_left(), backoff=self._connection.backoff
+            self._connection.identity, seconds=self.seconds_left(), backoff=self._connection.backoff
         )
         statement = redeem_statement(identity.server_id, SignInId(self.begun.sign_in_id), self.begun.sign_in_token)
         proof = sign_proof(self._proof_key, Purpose.REDEEM, statement)
@@ -94,11 +97,11 @@ class Begun:
         def attempt() -> Awaitable[sign_in_pb2.RedeemSignInResponse]:
             return answer(
                 self._connection.sign_ins.RedeemSignIn(
-                    request, metadata=self._metadata, timeout=self._connection.deadline
+                    request, metadata=self.metadata, timeout=self._connection.deadline
                 )
             )
 
-        response = await persist(attempt, seconds=self._seconds_left(), backoff=self._connection.backoff)
+        response = await persist(attempt, seconds=self.seconds_left(), backoff=self._connection.backoff)
         return Session(
             self._connection,
             server_id=identity.server_id,
@@ -110,13 +113,13 @@ class Begun:
     async def cancel(self) -> None:
         """Withdraw the sign-in; the prompt disappears from the device. Failing to do so is not an error."""
         request = sign_in_pb2.CancelSignInRequest(sign_in_id=self.begun.sign_in_id)
-        call = self._connection.sign_ins.CancelSignIn(request, metadata=self._metadata, timeout=_CANCEL_DEADLINE)
+        call = self._connection.sign_ins.CancelSignIn(request, metadata=self.metadata, timeout=_CANCEL_DEADLINE)
         try:
             await answer(call)
         except KeyvouchError:
             return  # it has ended, or it will by itself
 
-    def _seconds_left(self) -> float:
+    def seconds_left(self) -> float:
         """How long to go on trying. The server's word ends a sign-in; clocks may differ, so this is generous."""
         return min(max(self.begun.expires_at - time.time(), 30.0), 900.0) + 5.0
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from keyvouch.errors import KeyvouchError
 from keyvouch.tokens import verify_access_token
+from keyvouch_server.card_authorities import CardFiles
 from keyvouch_server.config import FILE, ServerConfig, broken, is_loopback, load_config
 from keyvouch_server.device_authority import DeviceAuthority
 from keyvouch_server.ek_trust import load_settings as load_ek_settings
@@ -36,9 +37,11 @@ from keyvouch_server.use_cases.decisions import Decisions
 from keyvouch_server.use_cases.devices import Devices
 from keyvouch_server.use_cases.health import HealthReports
 from keyvouch_server.use_cases.key_replacement import KeyReplacements
+from keyvouch_server.use_cases.opening import Openings
 from keyvouch_server.use_cases.redemption import Redemptions
 from keyvouch_server.use_cases.registration import Registrations
 from keyvouch_server.use_cases.same_device import SameDeviceSignIns
+from keyvouch_server.use_cases.security_key import SecurityKeySignIns
 from keyvouch_server.use_cases.sessions import Sessions
 from keyvouch_server.use_cases.sign_in import SignIns
 from keyvouch_server.use_cases.tpm_preparation import TpmPreparations
@@ -88,6 +91,7 @@ class App:
     config: ServerConfig
     store: Store
     world: World
+    cards: CardFiles
     relay: Relay
     keyring: Keyring
     authority: DeviceAuthority
@@ -96,6 +100,7 @@ class App:
     decisions: Decisions
     redemptions: Redemptions
     same_device: SameDeviceSignIns
+    security_keys: SecurityKeySignIns
     registrations: Registrations
     preparations: TpmPreparations
     replacements: KeyReplacements
@@ -175,16 +180,20 @@ def assemble(
     authority, keyring = read_keys(data, clock)
     relay = Relay()
     facts = ServerFacts(authority.server_id, config.rp_id, config.issuer, config.device_endpoint)
-    anchors = load_anchors(config.trust, instant=datetime.fromtimestamp(clock.now(), UTC), folder=data)
-    world = World(store, clock, entropy, keyring, relay, facts, anchors, load_ek_settings(config.tpm))
+    instant = datetime.fromtimestamp(clock.now(), UTC)
+    anchors, endorsers = load_anchors(config.trust, instant=instant, folder=data), load_ek_settings(config.tpm)
+    cards = CardFiles(config.cards, instant=instant, taken=anchors.names | endorsers.anchors.names)
+    world = World(store, clock, entropy, keyring, relay, facts, anchors, endorsers, cards.trust)
     sessions = Sessions(world)
     passes = AccessPasses(world, sessions)
     devices = Devices(world, sessions)
-    sign_ins, decisions, redemptions = SignIns(world), Decisions(world), Redemptions(world, sessions)
+    openings, decisions, redemptions = Openings(world), Decisions(world), Redemptions(world, sessions)
+    sign_ins = SignIns(world, openings)
     return App(
         config=config,
         store=store,
         world=world,
+        cards=cards,
         relay=relay,
         keyring=keyring,
         authority=authority,
@@ -192,7 +201,8 @@ def assemble(
         sign_ins=sign_ins,
         decisions=decisions,
         redemptions=redemptions,
-        same_device=SameDeviceSignIns(world, sign_ins, decisions, redemptions),
+        same_device=SameDeviceSignIns(world, openings, decisions, redemptions),
+        security_keys=SecurityKeySignIns(world, sign_ins, decisions),
         registrations=Registrations(world, devices),
         preparations=TpmPreparations(world),
         replacements=KeyReplacements(world),
@@ -254,7 +264,7 @@ def _servicers(app: App) -> Servicers:
     from keyvouch_server.rpc.sign_in import SignInServicer  # noqa: PLC0415
 
     return Servicers(
-        sign_in=SignInServicer(app.world, app.sign_ins, app.redemptions, app.passes, app.relay),
+        sign_in=SignInServicer(app.world, app.sign_ins, app.security_keys, app.redemptions, app.passes, app.relay),
         sessions=SessionServicer(app.sessions, app.keyring, app.world.facts),
         enrolment=EnrolmentServicer(app.registrations, app.preparations, app.world.facts),
         security_info=SecurityInfoServicer(app.devices, app.relay),
@@ -265,12 +275,16 @@ def _servicers(app: App) -> Servicers:
 
 
 async def _sweep(app: App) -> None:
-    """End what ran out of time, for as long as the server runs. A store that is away is tried again."""
+    """End what ran out of time and read what was replaced, for as long as the server runs. A store that is away is
+    tried again.
+    """
     while True:
         try:
             await app.sign_ins.expire()
             await app.registrations.forget_abandoned()
             await app.replacements.forget_abandoned()
+            if app.cards.may_change:
+                await asyncio.to_thread(app.cards.refresh)
         except KeyvouchError as error:
             _log.warning("sweep: %s", error.reason)
         await asyncio.sleep(SWEEP_SECONDS)

@@ -18,6 +18,17 @@ protection      = "secure_element"     optional: where its authenticators keep k
 verification    = "hardware_gated"     optional: what their user verification is worth, software_gated if not said
 aaguids         = ["2fc0579f-8113-47ea-b116-bb5a8db9202a"]   optional: the only models it vouches for
 
+[[card_authorities]]                   any number: who certifies whose key it is that is on a smartcard already
+name            = "Example Badges"     what policies and assurances call it, and no other anchor
+file            = "/etc/keyvouch/badges.pem"         one or several certificates of certification authorities
+match           = "upn"                the name in a certificate that is the login name: upn, email, uri or subject_cn
+tenant          = "example"            optional: only for this tenant's users
+protection      = "smartcard"          optional: where the organisation promises such keys are, software if not said
+verification    = "hardware_gated"     optional: what asks for the PIN by the same promise, software_gated if not said
+crls            = ["/etc/keyvouch/badges.crl"]       optional: if there are any, each certificate needs a current one
+required_eku    = ["1.3.6.1.4.1.311.20.2.2"]         optional: purposes that a certificate must have, all of them
+required_policies = ["2.16.840.1.101.3.2.1.3.13"]    optional: the same for certificate policies
+
 [metadata]                             optional: a FIDO metadata file, for all models it knows
 blob            = "/etc/keyvouch/mds.jwt"
 root            = "/etc/keyvouch/mds-root.pem"
@@ -40,6 +51,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from keyvouch.errors import KeyvouchError, Reason
+from keyvouch_server.card_authorities import CardSettings
+from keyvouch_server.card_authorities import read_settings as read_card_settings
 from keyvouch_server.ek_trust import TpmSettings
 from keyvouch_server.ek_trust import read_settings as read_tpm_settings
 from keyvouch_server.trust_anchors import TrustSettings, read_settings
@@ -63,6 +76,7 @@ class ServerConfig:
     plaintext_listen: str = ""
     trust: TrustSettings = field(default_factory=TrustSettings)
     tpm: TpmSettings = field(default_factory=TpmSettings)
+    cards: tuple[CardSettings, ...] = ()
 
     def toml(self) -> str:
         """The text of a new server's file, which has no tables yet. Strings of JSON are strings of TOML."""
@@ -71,9 +85,9 @@ class ServerConfig:
         return "\n".join(["[server]", *lines, ""])
 
 
-_SETTINGS: Final = tuple(f.name for f in fields(ServerConfig) if f.name not in ("trust", "tpm"))
-_TABLES: Final = frozenset({"server", "trust_anchors", "metadata", "tpm"})
-_OTHERS: Final = "[[trust_anchors]], [metadata] and [tpm]"
+_SETTINGS: Final = tuple(f.name for f in fields(ServerConfig) if f.name not in ("trust", "tpm", "cards"))
+_TABLES: Final = frozenset({"server", "trust_anchors", "card_authorities", "metadata", "tpm"})
+_OTHERS: Final = "[[trust_anchors]], [[card_authorities]], [metadata] and [tpm]"
 
 
 def load_config(data: Path) -> ServerConfig:
@@ -89,7 +103,9 @@ def load_config(data: Path) -> ServerConfig:
     if not document.keys() <= _TABLES or not isinstance(section, dict):
         raise broken(f"{path} has a section [server], may have {_OTHERS}, and nothing else", "Correct the file.")
     trust = read_settings(document.get("trust_anchors"), document.get("metadata"), folder=data)
-    return replace(_checked(path, section), trust=trust, tpm=read_tpm_settings(document.get("tpm"), folder=data))
+    cards = read_card_settings(document.get("card_authorities"), folder=data)
+    tpm = read_tpm_settings(document.get("tpm"), folder=data)
+    return replace(_checked(path, section), trust=trust, tpm=tpm, cards=cards)
 
 
 def _checked(path: Path, section: dict[str, Any]) -> ServerConfig:

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 from cryptography import x509
 
 from keyvouch.attestation import TrustStore
+from keyvouch.attestation.card_certificate import CardAuthority
 from keyvouch.attestation.tpm_public import TpmPublicKey
 from keyvouch.ids import DeviceId, TenantId
 from keyvouch.tokens import AccessTokenClaims
@@ -153,6 +154,24 @@ class EkTrust:
     anchors: TrustStore
     intermediates: tuple[x509.Certificate, ...] = ()
     manufacturers: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class CardTrust:
+    """Who certifies keys on smartcards, each with the canonical name of the one tenant it is for, empty for all.
+
+    Contents are replaced as a whole when revocation lists were read again.
+    """
+
+    authorities: tuple[tuple[str, CardAuthority], ...] = ()
+
+    def of_tenant(self, name_key: str) -> tuple[CardAuthority, ...]:
+        """Those that certify keys of users of the tenant with this canonical name."""
+        return tuple(authority for tenant, authority in self.authorities if tenant in ("", name_key))
+
+    def named(self, name: str) -> CardAuthority | None:
+        """The one that policies and assurances call so."""
+        return next((authority for _, authority in self.authorities if authority.name == name), None)
 
 
 @dataclass(frozen=True, slots=True)

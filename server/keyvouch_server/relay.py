@@ -152,7 +152,7 @@ class Relay:
         """See `ports.Announcer`."""
         for notify in tuple(self._watchers.get(sign_in.id, ())):
             notify(sign_in)
-        if sign_in.state is SignInState.PENDING:
+        if sign_in.state is SignInState.PENDING or sign_in.security_key:  # no device was ever told of the latter
             return
         for prompt in prompts:
             for mailbox in self._devices.get(prompt.device_id, ()):

@@ -26,6 +26,7 @@ from cryptography.x509.oid import NameOID
 
 import keyvouch_server
 from fuzz.targets import TARGETS, signed
+from fuzz.targets.cards import badges
 from fuzz.targets.leaves import CERTIFIED, chain_of
 from keyvouch import base64url
 from keyvouch.attestation.key_description import KEY_DESCRIPTION
@@ -252,6 +253,7 @@ SEEDS: Mapping[str, Callable[[], Seeds]] = {
     **{f"leaf-{name}": lambda name=name: chain_of(name) for name in CERTIFIED},
     "der": _certificates,
     "certificate": _certificates,
+    "card-certificate": badges,
     "key-description": _key_descriptions,
     "tpm-public": lambda: [*_evidence("subjectPublic"), *_evidence("akPublic"), *_of_statements("pubArea")],
     "tpm-nv-public": lambda: [bytes.fromhex("01500000 000b 00060006 0000 0020")],

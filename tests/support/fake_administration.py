@@ -129,6 +129,8 @@ class FakeAdministration(administration_pb2_grpc.AdministrationServiceServicer):
         self._check(context)
         if request.policy.version != self.policy.version:
             raise ConflictError(Reason.POLICY_CHANGED, "Somebody else changed it.", fix="Look again.")
+        if not request.policy.approval.enabled and not request.accept_lock_out:
+            raise RefusedError(Reason.POLICY_LOCKS_OUT, "You could not sign in again.", fix="Say that you know.")
         self.policy = request.policy
         self.policy.version += 1
         return pb.UpdatePolicyResponse(policy=self.policy)

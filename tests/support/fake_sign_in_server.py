@@ -143,6 +143,11 @@ class SignIns(sign_in_pb2_grpc.SignInServiceServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         return self._redeemed(session)
 
+    async def CompleteSecurityKeySignIn(self, request: Any, context: Any) -> Any:
+        """No security key is known here."""
+        self._world.sign_in_of(request.sign_in_id, credential(context, "SignIn"))
+        raise UnauthenticatedError(Reason.SECURITY_KEY_REFUSED, "No such key.", fix="Use another way.")
+
     async def CancelSignIn(self, request: Any, context: Any) -> Any:
         row = self._world.sign_in_of(request.sign_in_id, credential(context, "SignIn"))
         if row.state == common_pb2.SIGN_IN_STATE_PENDING:

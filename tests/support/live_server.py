@@ -35,6 +35,7 @@ from keyvouch_client import Connection
 from keyvouch_client.errors import answer
 from keyvouch_server import bootstrap
 from keyvouch_server.bootstrap import App
+from keyvouch_server.card_authorities import CardSettings
 from keyvouch_server.config import ServerConfig
 from keyvouch_server.domain.model import AuditRecord, Role
 from keyvouch_server.ek_trust import TpmSettings
@@ -250,7 +251,7 @@ class LiveServer:
         return told.access_passes[0]
 
     async def change_policy(self, metadata: Metadata | None = None, **parts: Mapping[str, Any]) -> None:
-        """Save the policy with changes: `approval={"enabled": False}`."""
+        """Save the policy with changes: `approval={"enabled": False}`, though it may lock administrators out."""
         policy: Any = (await self.administer("GetPolicy", admin_pb.GetPolicyRequest(), metadata)).policy
         for part, changes in parts.items():
             for name, value in changes.items():
@@ -258,7 +259,8 @@ class LiveServer:
                     getattr(policy, part).required_assurance.CopyFrom(value)
                 else:
                     setattr(getattr(policy, part), name, value)
-        await self.administer("UpdatePolicy", admin_pb.UpdatePolicyRequest(policy=policy), metadata)
+        request = admin_pb.UpdatePolicyRequest(policy=policy, accept_lock_out=True)
+        await self.administer("UpdatePolicy", request, metadata)
 
     async def audit(self, action: str = "") -> list[AuditRecord]:
         """The audit log of all tenants, oldest first."""
@@ -358,6 +360,7 @@ async def live_server(
     memory: bool = False,
     trust: TrustSettings | None = None,
     tpm: TpmSettings | None = None,
+    cards: tuple[CardSettings, ...] = (),
 ) -> AsyncIterator[LiveServer]:
     """Start a server with the keys of `template` and a store of its own in `folder`, or in memory."""
     data, clock = folder / "server", Clock()
@@ -365,7 +368,8 @@ async def live_server(
     store: Store = MemoryStore() if memory else SqliteStore.open(data / bootstrap.DATABASE)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(store.close)
-        app, listening = await _listen(stack, data, store, clock, trust or TrustSettings(), tpm or TpmSettings())
+        believed: dict[str, Any] = {"trust": trust or TrustSettings(), "tpm": tpm or TpmSettings(), "cards": cards}
+        app, listening = await _listen(stack, data, store, clock, believed)
         founded = await app.administration.found(TENANT, ADMINISTRATOR)
         connection = await stack.enter_async_context(
             Connection(f"127.0.0.1:{listening.public_port}", ca_file=data / "ca.pem")
@@ -383,11 +387,11 @@ async def live_server(
 
 
 async def _listen(
-    stack: AsyncExitStack, data: Path, store: Store, clock: Clock, trust: TrustSettings, tpm: TpmSettings
+    stack: AsyncExitStack, data: Path, store: Store, clock: Clock, believed: Mapping[str, Any]
 ) -> tuple[App, bootstrap.Running]:
     """Another program may take the free port first; then another one is tried."""
     for attempt in range(5):
-        config = replace(configuration(free_ports(1)[0]), trust=trust, tpm=tpm)
+        config = replace(configuration(free_ports(1)[0]), **believed)
         app = bootstrap.assemble(data, config, store, clock=clock)
         try:
             return app, await stack.enter_async_context(bootstrap.running(app, grace=0))

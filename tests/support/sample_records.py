@@ -117,6 +117,8 @@ CREDENTIAL = model.Credential(
     client_data=b"{}",
     assurance=DEVICE_TPM.proved_assurance,
     created_at=110,
+    card_authority="Example Badges",
+    card_certificates=b"\x81\x42\x30\x00",
 )
 SESSION = model.Session(
     id=SessionId("ses_a"),

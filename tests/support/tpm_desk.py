@@ -157,7 +157,7 @@ class TpmDesk:
         for part, changes in parts.items():
             for name, value in changes.items():
                 setattr(getattr(policy, part), name, value)
-        self.administer("UpdatePolicy", pb.UpdatePolicyRequest(policy=policy))
+        self.administer("UpdatePolicy", pb.UpdatePolicyRequest(policy=policy, accept_lock_out=True))
 
     def administer(self, method: str, request: Any) -> Any:
         """Call an administration method."""

@@ -1,5 +1,7 @@
 """Revocation of the certificates behind a metadata BLOB (RFC 5280 sections 5 and 6.3, for complete CRLs).
 
+`keyvouch.attestation.card_certificate` judges its paths by the same rules, in its own words.
+
 Whether there have to be CRLs is for the caller: they come out of files or a download, which are not here. Who is on
 an authentic list is revoked, also if it is a delta CRL or one for some reasons only. That somebody is on none counts
 only of a complete list. Indirect CRLs are not used at all: whom they name is another issuer's matter.
@@ -8,7 +10,7 @@ only of a complete list. Indirect CRLs are not used at all: whom they name is an
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 from typing import Final, cast
@@ -19,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPub
 
 from keyvouch.attestation.certificate_profile import UNREADABLE
 from keyvouch.attestation.certificates import CertificationPath
+from keyvouch.attestation.subject_key import public_key_bits
 from keyvouch.errors import EvidenceError, MalformedError, Reason
 
 __all__ = ["RevocationList", "check_not_revoked", "parse_crl"]
@@ -32,7 +35,8 @@ class RevocationList:
     """A CRL that is well-formed; nothing is known yet of its signature. Made by `parse_crl` only.
 
     `revoked` are the serial numbers on it; of a delta CRL not those that it takes off the complete one. `scope` is its
-    issuing distribution point, `has_unknown_critical` whether it holds what may not be ignored.
+    issuing distribution point, `has_unknown_critical` whether it holds what may not be ignored. `verdicts` is what was
+    found of its signature, by the key of an issuer: a long list takes a while, and may be asked at every sign-in.
     """
 
     crl: x509.CertificateRevocationList
@@ -43,6 +47,7 @@ class RevocationList:
     scope: x509.IssuingDistributionPoint | None
     has_unknown_critical: bool
     is_strong: bool
+    verdicts: dict[bytes, bool] = field(default_factory=dict, repr=False, compare=False)
 
 
 def parse_crl(data: bytes) -> RevocationList:
@@ -105,8 +110,11 @@ def _signed(candidate: RevocationList, issuer: x509.Certificate) -> bool:
     usage = next((e.value for e in issuer.extensions if isinstance(e.value, x509.KeyUsage)), None)
     if usage is not None and not usage.crl_sign:
         return False
-    key = cast(CertificateIssuerPublicKeyTypes, issuer.public_key())  # it signed a certificate of the path
-    return candidate.is_strong and candidate.crl.is_signature_valid(key)
+    bits = public_key_bits(issuer)
+    if bits not in candidate.verdicts:
+        key = cast(CertificateIssuerPublicKeyTypes, issuer.public_key())  # it signed a certificate of the path
+        candidate.verdicts[bits] = candidate.is_strong and candidate.crl.is_signature_valid(key)
+    return candidate.verdicts[bits]
 
 
 def _revokes(candidate: RevocationList, certificate: x509.Certificate) -> bool:

@@ -78,6 +78,7 @@ class TrustStore:
 
     def __init__(self, anchors: Iterable[TrustAnchor] = (), distrust: Distrust | None = None) -> None:
         self._anchors = tuple(anchors)
+        self._names = frozenset(anchor.name for anchor in self._anchors)
         self._distrust = distrust or Distrust()
         self._general = [anchor for anchor in self._anchors if not anchor.aaguids and not anchor.key_ids]
         self._by_model: dict[bytes, list[TrustAnchor]] = {}
@@ -86,6 +87,11 @@ class TrustStore:
             self._knows_keys |= bool(anchor.key_ids)
             for model in (*anchor.aaguids, *anchor.key_ids):
                 self._by_model.setdefault(model, []).append(anchor)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What its anchors are called."""
+        return self._names
 
     @property
     def knows_keys(self) -> bool:
@@ -104,7 +110,7 @@ class TrustStore:
         return len(self._anchors)
 
     def __repr__(self) -> str:
-        return f"TrustStore({', '.join(sorted({anchor.name for anchor in self._anchors}))})"
+        return f"TrustStore({', '.join(sorted(self._names))})"
 
     def including(self, anchor: TrustAnchor) -> TrustStore:
         """Return a store that trusts one anchor more, and distrusts the same."""

@@ -191,6 +191,7 @@ class Policy(_message.Message):
     REGISTRATION_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
+    SECURITY_KEY_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     @_builtins.property
     def approval(self) -> Global___ApprovalPolicy: ...
@@ -202,6 +203,8 @@ class Policy(_message.Message):
     def session(self) -> Global___SessionPolicy: ...
     @_builtins.property
     def health(self) -> Global___HealthPolicy: ...
+    @_builtins.property
+    def security_key(self) -> Global___SecurityKeyPolicy: ...
     def __init__(
         self,
         *,
@@ -211,10 +214,11 @@ class Policy(_message.Message):
         registration: Global___RegistrationPolicy | None = ...,
         session: Global___SessionPolicy | None = ...,
         health: Global___HealthPolicy | None = ...,
+        security_key: Global___SecurityKeyPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["access_pass", b"access_pass", "approval", b"approval", "health", b"health", "registration", b"registration", "session", b"session"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access_pass", b"access_pass", "approval", b"approval", "health", b"health", "registration", b"registration", "security_key", b"security_key", "session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_pass", b"access_pass", "approval", b"approval", "health", b"health", "registration", b"registration", "session", b"session", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_pass", b"access_pass", "approval", b"approval", "health", b"health", "registration", b"registration", "security_key", b"security_key", "session", b"session", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -238,7 +242,9 @@ class ApprovalPolicy(_message.Message):
     number_misses: _builtins.int
     """Wrong numbers in a row before the method rests, 1..100, default 10."""
     begins_per_minute: _builtins.int
-    """Sign-ins that may be begun for one user in a minute, 1..6000, default 10."""
+    """Sign-ins that may be begun for one user in a minute, 1..6000, default 10. As many again with a security key at the
+    client.
+    """
     @_builtins.property
     def required_assurance(self) -> _common_pb2.AssuranceRequirement:
         """Least assurance of the credential that approves."""
@@ -306,14 +312,22 @@ class RegistrationPolicy(_message.Message):
     DEVICES_PER_USER_FIELD_NUMBER: _builtins.int
     ACCOUNTS_PER_DEVICE_FIELD_NUMBER: _builtins.int
     PIN_TRIES_FIELD_NUMBER: _builtins.int
+    AUTHENTICATORS_FIELD_NUMBER: _builtins.int
+    CARD_PIN_ALWAYS_FIELD_NUMBER: _builtins.int
     devices_per_user: _builtins.int
     """Devices per user, 1..100, default 10."""
     accounts_per_device: _builtins.int
     """Accounts that one TPM may hold keys for, 1..20, default 1."""
     pin_tries: _builtins.int
     """Wrong PINs in a row that block the key of an account in a TPM, 2..10, default 3."""
+    card_pin_always: _builtins.bool
+    """A key on a smartcard must be attested to ask for the PIN before each signature; asked at each sign-in too. Default
+    false. Keys elsewhere are not concerned.
+    """
     @_builtins.property
     def required_assurance(self) -> _common_pb2.AssuranceRequirement: ...
+    @_builtins.property
+    def authenticators(self) -> Global___AuthenticatorRules: ...
     def __init__(
         self,
         *,
@@ -321,14 +335,76 @@ class RegistrationPolicy(_message.Message):
         devices_per_user: _builtins.int = ...,
         accounts_per_device: _builtins.int = ...,
         pin_tries: _builtins.int = ...,
+        authenticators: Global___AuthenticatorRules | None = ...,
+        card_pin_always: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["required_assurance", b"required_assurance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["authenticators", b"authenticators", "required_assurance", b"required_assurance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts_per_device", b"accounts_per_device", "devices_per_user", b"devices_per_user", "pin_tries", b"pin_tries", "required_assurance", b"required_assurance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts_per_device", b"accounts_per_device", "authenticators", b"authenticators", "card_pin_always", b"card_pin_always", "devices_per_user", b"devices_per_user", "pin_tries", b"pin_tries", "required_assurance", b"required_assurance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RegistrationPolicy: _TypeAlias = RegistrationPolicy  # noqa: Y015
+
+@_typing.final
+class AuthenticatorRules(_message.Message):
+    """Which models of FIDO2 authenticators may hold keys, by AAGUID, written as UUIDs; at most 256 in a list. Registered keys
+    are judged by them too, at each sign-in. A key that a TPM or a smartcard proves to hold is not judged by its model.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOWED_FIELD_NUMBER: _builtins.int
+    BLOCKED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def allowed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where not empty, the only models: proved by a trusted attestation that names the model, which `packed` alone does."""
+
+    @_builtins.property
+    def blocked(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Never these, whether it is proved or merely said."""
+
+    def __init__(
+        self,
+        *,
+        allowed: _abc.Iterable[_builtins.str] | None = ...,
+        blocked: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "blocked", b"blocked"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuthenticatorRules: _TypeAlias = AuthenticatorRules  # noqa: Y015
+
+@_typing.final
+class SecurityKeyPolicy(_message.Message):
+    """Sign-in with a security key that is connected to the client."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENABLED_FIELD_NUMBER: _builtins.int
+    REQUIRED_ASSURANCE_FIELD_NUMBER: _builtins.int
+    enabled: _builtins.bool
+    """Default true."""
+    @_builtins.property
+    def required_assurance(self) -> _common_pb2.AssuranceRequirement:
+        """Least assurance of the credential."""
+
+    def __init__(
+        self,
+        *,
+        enabled: _builtins.bool = ...,
+        required_assurance: _common_pb2.AssuranceRequirement | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["required_assurance", b"required_assurance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enabled", b"enabled", "required_assurance", b"required_assurance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SecurityKeyPolicy: _TypeAlias = SecurityKeyPolicy  # noqa: Y015
 
 @_typing.final
 class HealthPolicy(_message.Message):
@@ -921,16 +997,20 @@ class UpdatePolicyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     POLICY_FIELD_NUMBER: _builtins.int
+    ACCEPT_LOCK_OUT_FIELD_NUMBER: _builtins.int
+    accept_lock_out: _builtins.bool
+    """Save it even if the caller cannot sign in again by it."""
     @_builtins.property
     def policy(self) -> Global___Policy: ...
     def __init__(
         self,
         *,
         policy: Global___Policy | None = ...,
+        accept_lock_out: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_lock_out", b"accept_lock_out", "policy", b"policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -210,6 +210,7 @@ class AdministrationServiceServicer(object):
 
         ABORTED  policy_changed
         INVALID_ARGUMENT  policy_invalid
+        FAILED_PRECONDITION  policy_locks_out: the caller could not sign in again as for this session
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -81,6 +81,7 @@ class AdministrationServiceStub:
 
     ABORTED  policy_changed
     INVALID_ARGUMENT  policy_invalid
+    FAILED_PRECONDITION  policy_locks_out: the caller could not sign in again as for this session
     """
     ListAuditRecords: _grpc.UnaryUnaryMultiCallable[_administration_pb2.ListAuditRecordsRequest, _administration_pb2.ListAuditRecordsResponse]
     """The newest audit records first. Every administrative role."""
@@ -132,6 +133,7 @@ class AdministrationServiceAsyncStub(AdministrationServiceStub):
 
     ABORTED  policy_changed
     INVALID_ARGUMENT  policy_invalid
+    FAILED_PRECONDITION  policy_locks_out: the caller could not sign in again as for this session
     """
     ListAuditRecords: _aio.UnaryUnaryMultiCallable[_administration_pb2.ListAuditRecordsRequest, _administration_pb2.ListAuditRecordsResponse]  # type: ignore[assignment]
     """The newest audit records first. Every administrative role."""
@@ -258,6 +260,7 @@ class AdministrationServiceServicer(metaclass=_abc_1.ABCMeta):
 
         ABORTED  policy_changed
         INVALID_ARGUMENT  policy_invalid
+        FAILED_PRECONDITION  policy_locks_out: the caller could not sign in again as for this session
         """
 
     @_abc_1.abstractmethod

@@ -83,6 +83,10 @@ class _ProvenanceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Provenance
     """The credential key signed its own statement."""
     PROVENANCE_ATTESTED: _Provenance.ValueType  # 3
     """A certificate chain ends at a pinned anchor; `Assurance.anchor` names it."""
+    PROVENANCE_CERTIFIED: _Provenance.ValueType  # 4
+    """An organisation's certificate says whose key it is; `Assurance.anchor` names its authority. Stronger than SELF, weaker
+    than ATTESTED: of the place of the key it says only what the server's administrator configured that it promises.
+    """
 
 class Provenance(_Provenance, metaclass=_ProvenanceEnumTypeWrapper):
     """Who vouches for the two statements above."""
@@ -93,6 +97,10 @@ PROVENANCE_SELF: Provenance.ValueType  # 2
 """The credential key signed its own statement."""
 PROVENANCE_ATTESTED: Provenance.ValueType  # 3
 """A certificate chain ends at a pinned anchor; `Assurance.anchor` names it."""
+PROVENANCE_CERTIFIED: Provenance.ValueType  # 4
+"""An organisation's certificate says whose key it is; `Assurance.anchor` names its authority. Stronger than SELF, weaker
+than ATTESTED: of the place of the key it says only what the server's administrator configured that it promises.
+"""
 Global___Provenance: _TypeAlias = Provenance  # noqa: Y015
 
 class _RequiredProtection:
@@ -188,14 +196,18 @@ class _SignInMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SignInMe
     SIGN_IN_METHOD_APPROVAL: _SignInMethod.ValueType  # 1
     """Number matching with a registered device."""
     SIGN_IN_METHOD_ACCESS_PASS: _SignInMethod.ValueType  # 2
+    SIGN_IN_METHOD_SECURITY_KEY: _SignInMethod.ValueType  # 3
+    """A registered security key, connected to the client."""
 
 class SignInMethod(_SignInMethod, metaclass=_SignInMethodEnumTypeWrapper):
-    """A way to sign in that is open to the user right now."""
+    """A way to sign in that policy allows right now."""
 
 SIGN_IN_METHOD_UNSPECIFIED: SignInMethod.ValueType  # 0
 SIGN_IN_METHOD_APPROVAL: SignInMethod.ValueType  # 1
 """Number matching with a registered device."""
 SIGN_IN_METHOD_ACCESS_PASS: SignInMethod.ValueType  # 2
+SIGN_IN_METHOD_SECURITY_KEY: SignInMethod.ValueType  # 3
+"""A registered security key, connected to the client."""
 Global___SignInMethod: _TypeAlias = SignInMethod  # noqa: Y015
 
 class _ProviderKind:
@@ -377,7 +389,9 @@ class Session(_message.Message):
     revoked: _builtins.bool
     @_builtins.property
     def amr(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Authentication methods (RFC 8176): `pop` `pin` `mfa` for an approval, `otp` for an access pass."""
+        """Authentication methods (RFC 8176): `pop` `pin` `mfa` for an approval, `hwk` or `swk` with `user` `pin` `mfa` for a
+        security key at the client, `otp` for an access pass.
+        """
 
     @_builtins.property
     def assurance(self) -> Global___Assurance: ...
@@ -474,6 +488,53 @@ class TpmDevice(_message.Message):
 Global___TpmDevice: _TypeAlias = TpmDevice  # noqa: Y015
 
 @_typing.final
+class CardDevice(_message.Message):
+    """A smartcard: what its attestation proved at registration, and the certificate that an organisation issued for its key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLOT_FIELD_NUMBER: _builtins.int
+    FIRMWARE_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    PIN_POLICY_FIELD_NUMBER: _builtins.int
+    TOUCH_POLICY_FIELD_NUMBER: _builtins.int
+    AUTHORITY_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_HASH_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    slot: _builtins.str
+    """By the PIV attestation certificate, empty without one: the slot (`9a`), the firmware (`5.4.3`), the serial number
+    (decimal, empty where not stated), `never`, `once` or `always`, and `never`, `always` or `cached`.
+    """
+    firmware: _builtins.str
+    serial: _builtins.str
+    pin_policy: _builtins.str
+    touch_policy: _builtins.str
+    authority: _builtins.str
+    """The authority that the key's certificate leads to; empty where the key came without a certificate."""
+    certificate_hash: _builtins.bytes
+    """SHA-256 of the certificate in DER, and the last second of its validity."""
+    certificate_expires_at: _builtins.int
+    def __init__(
+        self,
+        *,
+        slot: _builtins.str = ...,
+        firmware: _builtins.str = ...,
+        serial: _builtins.str = ...,
+        pin_policy: _builtins.str = ...,
+        touch_policy: _builtins.str = ...,
+        authority: _builtins.str = ...,
+        certificate_hash: _builtins.bytes = ...,
+        certificate_expires_at: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "certificate_expires_at", b"certificate_expires_at", "certificate_hash", b"certificate_hash", "firmware", b"firmware", "pin_policy", b"pin_policy", "serial", b"serial", "slot", b"slot", "touch_policy", b"touch_policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CardDevice: _TypeAlias = CardDevice  # noqa: Y015
+
+@_typing.final
 class Device(_message.Message):
     """A device registered to one user in one tenant, with its credential."""
 
@@ -490,6 +551,7 @@ class Device(_message.Message):
     LAST_USED_AT_FIELD_NUMBER: _builtins.int
     CONNECTED_FIELD_NUMBER: _builtins.int
     TPM_FIELD_NUMBER: _builtins.int
+    CARD_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     tenant_id: _builtins.str
     user_id: _builtins.str
@@ -507,6 +569,10 @@ class Device(_message.Message):
     def tpm(self) -> Global___TpmDevice:
         """Of a device with a TPM."""
 
+    @_builtins.property
+    def card(self) -> Global___CardDevice:
+        """Of a device whose key is on a smartcard, by attestation, or came with an organisation's certificate."""
+
     def __init__(
         self,
         *,
@@ -521,10 +587,11 @@ class Device(_message.Message):
         last_used_at: _builtins.int = ...,
         connected: _builtins.bool = ...,
         tpm: Global___TpmDevice | None = ...,
+        card: Global___CardDevice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assurance", b"assurance", "tpm", b"tpm"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assurance", b"assurance", "card", b"card", "tpm", b"tpm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assurance", b"assurance", "connected", b"connected", "credential_id", b"credential_id", "device_id", b"device_id", "display_name", b"display_name", "last_used_at", b"last_used_at", "provider", b"provider", "registered_at", b"registered_at", "tenant_id", b"tenant_id", "tpm", b"tpm", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assurance", b"assurance", "card", b"card", "connected", b"connected", "credential_id", b"credential_id", "device_id", b"device_id", "display_name", b"display_name", "last_used_at", b"last_used_at", "provider", b"provider", "registered_at", b"registered_at", "tenant_id", b"tenant_id", "tpm", b"tpm", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

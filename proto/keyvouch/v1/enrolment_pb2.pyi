@@ -31,6 +31,10 @@ A device with a TPM proves more than WebAuthn's containers carry. Between the tw
        │  certify the key, the index, the channel  │
        │  CompleteRegistration: + TpmEvidence      │  as above, all of it against this one transcript
 
+A key that was on a smartcard before, with a certificate that the user's organisation issued for it, comes with that
+certificate (CardEvidence). The statement shows possession: its attestation has to be signed by the key, so `packed` or
+`piv`, not `none`. Whose key it is says the certificate: it has to name the user, and it is judged again at each sign-in.
+
 The agent keeps what it is about to send before it sends it, so a crash or a lost reply on either side
 ends with the device absent or complete: CompleteRegistration repeated with the same bytes gives the
 same answer.
@@ -333,6 +337,30 @@ class TpmEvidence(_message.Message):
 Global___TpmEvidence: _TypeAlias = TpmEvidence  # noqa: Y015
 
 @_typing.final
+class CardEvidence(_message.Message):
+    """The certificate of a key that an organisation certified, with what belongs between it and the organisation's authority."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def certificates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """DER, the key's own first, the others in any order: 1 to 8, at most 32 KiB together."""
+
+    def __init__(
+        self,
+        *,
+        certificates: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificates", b"certificates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CardEvidence: _TypeAlias = CardEvidence  # noqa: Y015
+
+@_typing.final
 class CompleteRegistrationRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -340,6 +368,7 @@ class CompleteRegistrationRequest(_message.Message):
     ATTESTATION_OBJECT_FIELD_NUMBER: _builtins.int
     CHANNEL_PROOF_FIELD_NUMBER: _builtins.int
     TPM_FIELD_NUMBER: _builtins.int
+    CARD_FIELD_NUMBER: _builtins.int
     client_data_json: _builtins.bytes
     """WebAuthn AuthenticatorAttestationResponse."""
     attestation_object: _builtins.bytes
@@ -349,6 +378,10 @@ class CompleteRegistrationRequest(_message.Message):
     def tpm(self) -> Global___TpmEvidence:
         """After PrepareTpm, and only then."""
 
+    @_builtins.property
+    def card(self) -> Global___CardEvidence:
+        """Not together with `tpm`."""
+
     def __init__(
         self,
         *,
@@ -356,10 +389,11 @@ class CompleteRegistrationRequest(_message.Message):
         attestation_object: _builtins.bytes = ...,
         channel_proof: _builtins.bytes = ...,
         tpm: Global___TpmEvidence | None = ...,
+        card: Global___CardEvidence | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["tpm", b"tpm"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["card", b"card", "tpm", b"tpm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_object", b"attestation_object", "channel_proof", b"channel_proof", "client_data_json", b"client_data_json", "tpm", b"tpm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_object", b"attestation_object", "card", b"card", "channel_proof", b"channel_proof", "client_data_json", b"client_data_json", "tpm", b"tpm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -31,6 +31,10 @@ A device with a TPM proves more than WebAuthn's containers carry. Between the tw
        │  certify the key, the index, the channel  │
        │  CompleteRegistration: + TpmEvidence      │  as above, all of it against this one transcript
 
+A key that was on a smartcard before, with a certificate that the user's organisation issued for it, comes with that
+certificate (CardEvidence). The statement shows possession: its attestation has to be signed by the key, so `packed` or
+`piv`, not `none`. Whose key it is says the certificate: it has to name the user, and it is judged again at each sign-in.
+
 The agent keeps what it is about to send before it sends it, so a crash or a lost reply on either side
 ends with the device absent or complete: CompleteRegistration repeated with the same bytes gives the
 same answer.

@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from keyvouch.v1 import common_pb2 as keyvouch_dot_v1_dot_common__pb2
+from keyvouch.v1 import prompts_pb2 as keyvouch_dot_v1_dot_prompts__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19keyvouch/v1/sign_in.proto\x12\x0bkeyvouch.v1\x1a\x18keyvouch/v1/common.proto\"~\n\rSignInContext\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08username\x18\x02 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x03 \x01(\t\x12\x10\n\x08\x61pp_name\x18\x04 \x01(\t\x12\x10\n\x08\x61udience\x18\x05 \x01(\t\x12\x17\n\x0f\x62inding_message\x18\x06 \x01(\t\"[\n\x12\x42\x65ginSignInRequest\x12+\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1a.keyvouch.v1.SignInContext\x12\x18\n\x10proof_public_key\x18\x02 \x01(\x0c\"\x90\x01\n\x13\x42\x65ginSignInResponse\x12\x12\n\nsign_in_id\x18\x01 \x01(\t\x12\x15\n\rsign_in_token\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\t\x12\x12\n\nexpires_at\x18\x04 \x01(\x03\x12*\n\x07methods\x18\x05 \x03(\x0e\x32\x19.keyvouch.v1.SignInMethod\"(\n\x12WatchSignInRequest\x12\x12\n\nsign_in_id\x18\x01 \x01(\t\"R\n\x13WatchSignInResponse\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.keyvouch.v1.SignInState\x12\x12\n\nexpires_at\x18\x02 \x01(\x03\"8\n\x13RedeemSignInRequest\x12\x12\n\nsign_in_id\x18\x01 \x01(\t\x12\r\n\x05proof\x18\x02 \x01(\x0c\"i\n\x14RedeemSignInResponse\x12*\n\x06tokens\x18\x01 \x01(\x0b\x32\x1a.keyvouch.v1.SessionTokens\x12%\n\x07session\x18\x02 \x01(\x0b\x32\x14.keyvouch.v1.Session\")\n\x13\x43\x61ncelSignInRequest\x12\x12\n\nsign_in_id\x18\x01 \x01(\t\"?\n\x14\x43\x61ncelSignInResponse\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.keyvouch.v1.SignInState\"\xb5\x01\n\x14SignInSessionRequest\x12.\n\x04open\x18\x01 \x01(\x0b\x32\x1e.keyvouch.v1.SignInSessionOpenH\x00\x12\x30\n\x05\x62\x65gin\x18\x02 \x01(\x0b\x32\x1f.keyvouch.v1.SignInSessionBeginH\x00\x12\x32\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32 .keyvouch.v1.SignInSessionCancelH\x00\x42\x07\n\x05\x65vent\"<\n\x11SignInSessionOpen\x12\x18\n\x10proof_public_key\x18\x01 \x01(\x0c\x12\r\n\x05proof\x18\x02 \x01(\x0c\"N\n\x12SignInSessionBegin\x12\x0b\n\x03tag\x18\x01 \x01(\x04\x12+\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x1a.keyvouch.v1.SignInContext\"\"\n\x13SignInSessionCancel\x12\x0b\n\x03tag\x18\x01 \x01(\x04\"\xb3\x02\n\x15SignInSessionResponse\x12\x0b\n\x03tag\x18\x01 \x01(\x04\x12\x30\n\x05nonce\x18\x02 \x01(\x0b\x32\x1f.keyvouch.v1.SignInSessionNonceH\x00\x12\x31\n\x05\x62\x65gun\x18\x03 \x01(\x0b\x32 .keyvouch.v1.BeginSignInResponseH\x00\x12\x33\n\x07\x63hanged\x18\x04 \x01(\x0b\x32 .keyvouch.v1.WatchSignInResponseH\x00\x12\x34\n\x07session\x18\x05 \x01(\x0b\x32!.keyvouch.v1.RedeemSignInResponseH\x00\x12\x34\n\x07refusal\x18\x06 \x01(\x0b\x32!.keyvouch.v1.SignInSessionRefusalH\x00\x42\x07\n\x05\x65vent\"6\n\x12SignInSessionNonce\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x11\n\tserver_id\x18\x02 \x01(\x0c\"\xdb\x01\n\x14SignInSessionRefusal\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0b\n\x03\x66ix\x18\x04 \x01(\t\x12\x41\n\x08metadata\x18\x05 \x03(\x0b\x32/.keyvouch.v1.SignInSessionRefusal.MetadataEntry\x12\x13\n\x0bretry_after\x18\x06 \x01(\x01\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"T\n\x1bSignInWithAccessPassRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08username\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65ss_pass\x18\x03 \x01(\t\"q\n\x1cSignInWithAccessPassResponse\x12*\n\x06tokens\x18\x01 \x01(\x0b\x32\x1a.keyvouch.v1.SessionTokens\x12%\n\x07session\x18\x02 \x01(\x0b\x32\x14.keyvouch.v1.Session2\xa8\x04\n\rSignInService\x12P\n\x0b\x42\x65ginSignIn\x12\x1f.keyvouch.v1.BeginSignInRequest\x1a .keyvouch.v1.BeginSignInResponse\x12R\n\x0bWatchSignIn\x12\x1f.keyvouch.v1.WatchSignInRequest\x1a .keyvouch.v1.WatchSignInResponse0\x01\x12S\n\x0cRedeemSignIn\x12 .keyvouch.v1.RedeemSignInRequest\x1a!.keyvouch.v1.RedeemSignInResponse\x12S\n\x0c\x43\x61ncelSignIn\x12 .keyvouch.v1.CancelSignInRequest\x1a!.keyvouch.v1.CancelSignInResponse\x12Z\n\rSignInSession\x12!.keyvouch.v1.SignInSessionRequest\x1a\".keyvouch.v1.SignInSessionResponse(\x01\x30\x01\x12k\n\x14SignInWithAccessPass\x12(.keyvouch.v1.SignInWithAccessPassRequest\x1a).keyvouch.v1.SignInWithAccessPassResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19keyvouch/v1/sign_in.proto\x12\x0bkeyvouch.v1\x1a\x18keyvouch/v1/common.proto\x1a\x19keyvouch/v1/prompts.proto\"~\n\rSignInContext\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08username\x18\x02 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x03 \x01(\t\x12\x10\n\x08\x61pp_name\x18\x04 \x01(\t\x12\x10\n\x08\x61udience\x18\x05 \x01(\t\x12\x17\n\x0f\x62inding_message\x18\x06 \x01(\t\"\x86\x01\n\x12\x42\x65ginSignInRequest\x12+\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1a.keyvouch.v1.SignInContext\x12\x18\n\x10proof_public_key\x18\x02 \x01(\x0c\x12)\n\x06method\x18\x03 \x01(\x0e\x32\x19.keyvouch.v1.SignInMethod\"\xc6\x01\n\x13\x42\x65ginSignInResponse\x12\x12\n\nsign_in_id\x18\x01 \x01(\t\x12\x15\n\rsign_in_token\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\t\x12\x12\n\nexpires_at\x18\x04 \x01(\x03\x12*\n\x07methods\x18\x05 \x03(\x0e\x32\x19.keyvouch.v1.SignInMethod\x12\x34\n\x0csecurity_key\x18\x06 \x01(\x0b\x32\x1e.keyvouch.v1.SecurityKeyOffers\"Q\n\x11SecurityKeyOffers\x12\r\n\x05rp_id\x18\x01 \x01(\t\x12-\n\x06offers\x18\x02 \x03(\x0b\x32\x1d.keyvouch.v1.SecurityKeyOffer\"8\n\x10SecurityKeyOffer\x12\x15\n\rcredential_id\x18\x01 \x01(\x0c\x12\r\n\x05offer\x18\x02 \x01(\x0c\"|\n CompleteSecurityKeySignInRequest\x12\x12\n\nsign_in_id\x18\x01 \x01(\t\x12\x11\n\tstatement\x18\x02 \x01(\x0c\x12\x31\n\tassertion\x18\x03 \x01(\x0b\x32\x1e.keyvouch.v1.AssertionEvidence\"L\n!CompleteSecurityKeySignInResponse\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.keyvouch.v1.SignInState\"(\n\x12WatchSignInRequest\x12\x12\n\nsign_in_id\x18\x01 \x01(\t\"R\n\x13WatchSignInResponse\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.keyvouch.v1.SignInState\x12\x12\n\nexpires_at\x18\x02 \x01(\x03\"8\n\x13RedeemSignInRequest\x12\x12\n\nsign_in_id\x18\x01 \x01(\t\x12\r\n\x05proof\x18\x02 \x01(\x0c\"i\n\x14RedeemSignInResponse\x12*\n\x06tokens\x18\x01 \x01(\x0b\x32\x1a.keyvouch.v1.SessionTokens\x12%\n\x07session\x18\x02 \x01(\x0b\x32\x14.keyvouch.v1.Session\")\n\x13\x43\x61ncelSignInRequest\x12\x12\n\nsign_in_id\x18\x01 \x01(\t\"?\n\x14\x43\x61ncelSignInResponse\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.keyvouch.v1.SignInState\"\xb5\x01\n\x14SignInSessionRequest\x12.\n\x04open\x18\x01 \x01(\x0b\x32\x1e.keyvouch.v1.SignInSessionOpenH\x00\x12\x30\n\x05\x62\x65gin\x18\x02 \x01(\x0b\x32\x1f.keyvouch.v1.SignInSessionBeginH\x00\x12\x32\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32 .keyvouch.v1.SignInSessionCancelH\x00\x42\x07\n\x05\x65vent\"<\n\x11SignInSessionOpen\x12\x18\n\x10proof_public_key\x18\x01 \x01(\x0c\x12\r\n\x05proof\x18\x02 \x01(\x0c\"N\n\x12SignInSessionBegin\x12\x0b\n\x03tag\x18\x01 \x01(\x04\x12+\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x1a.keyvouch.v1.SignInContext\"\"\n\x13SignInSessionCancel\x12\x0b\n\x03tag\x18\x01 \x01(\x04\"\xb3\x02\n\x15SignInSessionResponse\x12\x0b\n\x03tag\x18\x01 \x01(\x04\x12\x30\n\x05nonce\x18\x02 \x01(\x0b\x32\x1f.keyvouch.v1.SignInSessionNonceH\x00\x12\x31\n\x05\x62\x65gun\x18\x03 \x01(\x0b\x32 .keyvouch.v1.BeginSignInResponseH\x00\x12\x33\n\x07\x63hanged\x18\x04 \x01(\x0b\x32 .keyvouch.v1.WatchSignInResponseH\x00\x12\x34\n\x07session\x18\x05 \x01(\x0b\x32!.keyvouch.v1.RedeemSignInResponseH\x00\x12\x34\n\x07refusal\x18\x06 \x01(\x0b\x32!.keyvouch.v1.SignInSessionRefusalH\x00\x42\x07\n\x05\x65vent\"6\n\x12SignInSessionNonce\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x11\n\tserver_id\x18\x02 \x01(\x0c\"\xdb\x01\n\x14SignInSessionRefusal\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0b\n\x03\x66ix\x18\x04 \x01(\t\x12\x41\n\x08metadata\x18\x05 \x03(\x0b\x32/.keyvouch.v1.SignInSessionRefusal.MetadataEntry\x12\x13\n\x0bretry_after\x18\x06 \x01(\x01\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"T\n\x1bSignInWithAccessPassRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08username\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65ss_pass\x18\x03 \x01(\t\"q\n\x1cSignInWithAccessPassResponse\x12*\n\x06tokens\x18\x01 \x01(\x0b\x32\x1a.keyvouch.v1.SessionTokens\x12%\n\x07session\x18\x02 \x01(\x0b\x32\x14.keyvouch.v1.Session2\xa4\x05\n\rSignInService\x12P\n\x0b\x42\x65ginSignIn\x12\x1f.keyvouch.v1.BeginSignInRequest\x1a .keyvouch.v1.BeginSignInResponse\x12R\n\x0bWatchSignIn\x12\x1f.keyvouch.v1.WatchSignInRequest\x1a .keyvouch.v1.WatchSignInResponse0\x01\x12S\n\x0cRedeemSignIn\x12 .keyvouch.v1.RedeemSignInRequest\x1a!.keyvouch.v1.RedeemSignInResponse\x12z\n\x19\x43ompleteSecurityKeySignIn\x12-.keyvouch.v1.CompleteSecurityKeySignInRequest\x1a..keyvouch.v1.CompleteSecurityKeySignInResponse\x12S\n\x0c\x43\x61ncelSignIn\x12 .keyvouch.v1.CancelSignInRequest\x1a!.keyvouch.v1.CancelSignInResponse\x12Z\n\rSignInSession\x12!.keyvouch.v1.SignInSessionRequest\x1a\".keyvouch.v1.SignInSessionResponse(\x01\x30\x01\x12k\n\x14SignInWithAccessPass\x12(.keyvouch.v1.SignInWithAccessPassRequest\x1a).keyvouch.v1.SignInWithAccessPassResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,44 +35,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SIGNINSESSIONREFUSAL_METADATAENTRY']._loaded_options = None
   _globals['_SIGNINSESSIONREFUSAL_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_SIGNINCONTEXT']._serialized_start=68
-  _globals['_SIGNINCONTEXT']._serialized_end=194
-  _globals['_BEGINSIGNINREQUEST']._serialized_start=196
-  _globals['_BEGINSIGNINREQUEST']._serialized_end=287
-  _globals['_BEGINSIGNINRESPONSE']._serialized_start=290
-  _globals['_BEGINSIGNINRESPONSE']._serialized_end=434
-  _globals['_WATCHSIGNINREQUEST']._serialized_start=436
-  _globals['_WATCHSIGNINREQUEST']._serialized_end=476
-  _globals['_WATCHSIGNINRESPONSE']._serialized_start=478
-  _globals['_WATCHSIGNINRESPONSE']._serialized_end=560
-  _globals['_REDEEMSIGNINREQUEST']._serialized_start=562
-  _globals['_REDEEMSIGNINREQUEST']._serialized_end=618
-  _globals['_REDEEMSIGNINRESPONSE']._serialized_start=620
-  _globals['_REDEEMSIGNINRESPONSE']._serialized_end=725
-  _globals['_CANCELSIGNINREQUEST']._serialized_start=727
-  _globals['_CANCELSIGNINREQUEST']._serialized_end=768
-  _globals['_CANCELSIGNINRESPONSE']._serialized_start=770
-  _globals['_CANCELSIGNINRESPONSE']._serialized_end=833
-  _globals['_SIGNINSESSIONREQUEST']._serialized_start=836
-  _globals['_SIGNINSESSIONREQUEST']._serialized_end=1017
-  _globals['_SIGNINSESSIONOPEN']._serialized_start=1019
-  _globals['_SIGNINSESSIONOPEN']._serialized_end=1079
-  _globals['_SIGNINSESSIONBEGIN']._serialized_start=1081
-  _globals['_SIGNINSESSIONBEGIN']._serialized_end=1159
-  _globals['_SIGNINSESSIONCANCEL']._serialized_start=1161
-  _globals['_SIGNINSESSIONCANCEL']._serialized_end=1195
-  _globals['_SIGNINSESSIONRESPONSE']._serialized_start=1198
-  _globals['_SIGNINSESSIONRESPONSE']._serialized_end=1505
-  _globals['_SIGNINSESSIONNONCE']._serialized_start=1507
-  _globals['_SIGNINSESSIONNONCE']._serialized_end=1561
-  _globals['_SIGNINSESSIONREFUSAL']._serialized_start=1564
-  _globals['_SIGNINSESSIONREFUSAL']._serialized_end=1783
-  _globals['_SIGNINSESSIONREFUSAL_METADATAENTRY']._serialized_start=1736
-  _globals['_SIGNINSESSIONREFUSAL_METADATAENTRY']._serialized_end=1783
-  _globals['_SIGNINWITHACCESSPASSREQUEST']._serialized_start=1785
-  _globals['_SIGNINWITHACCESSPASSREQUEST']._serialized_end=1869
-  _globals['_SIGNINWITHACCESSPASSRESPONSE']._serialized_start=1871
-  _globals['_SIGNINWITHACCESSPASSRESPONSE']._serialized_end=1984
-  _globals['_SIGNINSERVICE']._serialized_start=1987
-  _globals['_SIGNINSERVICE']._serialized_end=2539
+  _globals['_SIGNINCONTEXT']._serialized_start=95
+  _globals['_SIGNINCONTEXT']._serialized_end=221
+  _globals['_BEGINSIGNINREQUEST']._serialized_start=224
+  _globals['_BEGINSIGNINREQUEST']._serialized_end=358
+  _globals['_BEGINSIGNINRESPONSE']._serialized_start=361
+  _globals['_BEGINSIGNINRESPONSE']._serialized_end=559
+  _globals['_SECURITYKEYOFFERS']._serialized_start=561
+  _globals['_SECURITYKEYOFFERS']._serialized_end=642
+  _globals['_SECURITYKEYOFFER']._serialized_start=644
+  _globals['_SECURITYKEYOFFER']._serialized_end=700
+  _globals['_COMPLETESECURITYKEYSIGNINREQUEST']._serialized_start=702
+  _globals['_COMPLETESECURITYKEYSIGNINREQUEST']._serialized_end=826
+  _globals['_COMPLETESECURITYKEYSIGNINRESPONSE']._serialized_start=828
+  _globals['_COMPLETESECURITYKEYSIGNINRESPONSE']._serialized_end=904
+  _globals['_WATCHSIGNINREQUEST']._serialized_start=906
+  _globals['_WATCHSIGNINREQUEST']._serialized_end=946
+  _globals['_WATCHSIGNINRESPONSE']._serialized_start=948
+  _globals['_WATCHSIGNINRESPONSE']._serialized_end=1030
+  _globals['_REDEEMSIGNINREQUEST']._serialized_start=1032
+  _globals['_REDEEMSIGNINREQUEST']._serialized_end=1088
+  _globals['_REDEEMSIGNINRESPONSE']._serialized_start=1090
+  _globals['_REDEEMSIGNINRESPONSE']._serialized_end=1195
+  _globals['_CANCELSIGNINREQUEST']._serialized_start=1197
+  _globals['_CANCELSIGNINREQUEST']._serialized_end=1238
+  _globals['_CANCELSIGNINRESPONSE']._serialized_start=1240
+  _globals['_CANCELSIGNINRESPONSE']._serialized_end=1303
+  _globals['_SIGNINSESSIONREQUEST']._serialized_start=1306
+  _globals['_SIGNINSESSIONREQUEST']._serialized_end=1487
+  _globals['_SIGNINSESSIONOPEN']._serialized_start=1489
+  _globals['_SIGNINSESSIONOPEN']._serialized_end=1549
+  _globals['_SIGNINSESSIONBEGIN']._serialized_start=1551
+  _globals['_SIGNINSESSIONBEGIN']._serialized_end=1629
+  _globals['_SIGNINSESSIONCANCEL']._serialized_start=1631
+  _globals['_SIGNINSESSIONCANCEL']._serialized_end=1665
+  _globals['_SIGNINSESSIONRESPONSE']._serialized_start=1668
+  _globals['_SIGNINSESSIONRESPONSE']._serialized_end=1975
+  _globals['_SIGNINSESSIONNONCE']._serialized_start=1977
+  _globals['_SIGNINSESSIONNONCE']._serialized_end=2031
+  _globals['_SIGNINSESSIONREFUSAL']._serialized_start=2034
+  _globals['_SIGNINSESSIONREFUSAL']._serialized_end=2253
+  _globals['_SIGNINSESSIONREFUSAL_METADATAENTRY']._serialized_start=2206
+  _globals['_SIGNINSESSIONREFUSAL_METADATAENTRY']._serialized_end=2253
+  _globals['_SIGNINWITHACCESSPASSREQUEST']._serialized_start=2255
+  _globals['_SIGNINWITHACCESSPASSREQUEST']._serialized_end=2339
+  _globals['_SIGNINWITHACCESSPASSRESPONSE']._serialized_start=2341
+  _globals['_SIGNINWITHACCESSPASSRESPONSE']._serialized_end=2454
+  _globals['_SIGNINSERVICE']._serialized_start=2457
+  _globals['_SIGNINSERVICE']._serialized_end=3133
 # @@protoc_insertion_point(module_scope)

@@ -19,6 +19,24 @@ Sign-in: a client asks, a device approves, the client that asked holds a session
 The proof key is made by the client for this sign-in; its thumbprint stands in what the device signs,
 so an approval cannot be redeemed by anyone else. Busy clients use SignInSession: one stream, one proof
 of the key, any number of sign-ins.
+
+With a security key at hand, the client needs no device agent (method SIGN_IN_METHOD_SECURITY_KEY):
+
+  security key            client                          server
+    │                       │  BeginSignIn: who, app,       │
+    │                       │  proof key, method            │  1 throttle, policy
+    │                       │──────────────────────────────►│  2 older request superseded; row `pending`, audit
+    │                       │◄── offers, number, token ─────│
+    │                       │  which credential is yours?   │
+    │◄── touch, PIN ────────│  server, key, app as asked    │
+    │─── assertion ────────►│  CompleteSecurityKeySignIn    │  3 verify, `approved`, audit
+    │                       │──────────────────────────────►│
+    │                       │  RedeemSignIn: proof          │  4 policy again
+    │                       │──────────────────────────────►│  5 `consumed`, session, audit
+    │                       │◄── tokens, once ──────────────│
+
+Its prompts never come to a device, and no device can answer them. The client signs only for the server it has
+verified and for its own proof key, so there is nothing to relay (`acr` is `phishing-resistant`).
 """
 
 from collections import abc as _abc
@@ -26,6 +44,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from keyvouch.v1 import common_pb2 as _common_pb2
+from keyvouch.v1 import prompts_pb2 as _prompts_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -85,8 +104,11 @@ class BeginSignInRequest(_message.Message):
 
     CONTEXT_FIELD_NUMBER: _builtins.int
     PROOF_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
     proof_public_key: _builtins.bytes
     """DER SubjectPublicKeyInfo of the client's P-256 proof key."""
+    method: _common_pb2.SignInMethod.ValueType
+    """Approval with a registered device, if nothing is said, or a security key at the client."""
     @_builtins.property
     def context(self) -> Global___SignInContext: ...
     def __init__(
@@ -94,10 +116,11 @@ class BeginSignInRequest(_message.Message):
         *,
         context: Global___SignInContext | None = ...,
         proof_public_key: _builtins.bytes = ...,
+        method: _common_pb2.SignInMethod.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "proof_public_key", b"proof_public_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "method", b"method", "proof_public_key", b"proof_public_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -112,6 +135,7 @@ class BeginSignInResponse(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     METHODS_FIELD_NUMBER: _builtins.int
+    SECURITY_KEY_FIELD_NUMBER: _builtins.int
     sign_in_id: _builtins.str
     sign_in_token: _builtins.str
     number: _builtins.str
@@ -119,7 +143,11 @@ class BeginSignInResponse(_message.Message):
     expires_at: _builtins.int
     @_builtins.property
     def methods(self) -> _containers.RepeatedScalarFieldContainer[_common_pb2.SignInMethod.ValueType]:
-        """Ways to sign in, the preferred one first."""
+        """Ways to sign in that policy allows, the preferred one first."""
+
+    @_builtins.property
+    def security_key(self) -> Global___SecurityKeyOffers:
+        """For the method SIGN_IN_METHOD_SECURITY_KEY only."""
 
     def __init__(
         self,
@@ -129,14 +157,119 @@ class BeginSignInResponse(_message.Message):
         number: _builtins.str = ...,
         expires_at: _builtins.int = ...,
         methods: _abc.Iterable[_common_pb2.SignInMethod.ValueType] | None = ...,
+        security_key: Global___SecurityKeyOffers | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["security_key", b"security_key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "methods", b"methods", "number", b"number", "sign_in_id", b"sign_in_id", "sign_in_token", b"sign_in_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "methods", b"methods", "number", b"number", "security_key", b"security_key", "sign_in_id", b"sign_in_id", "sign_in_token", b"sign_in_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BeginSignInResponse: _TypeAlias = BeginSignInResponse  # noqa: Y015
+
+@_typing.final
+class SecurityKeyOffers(_message.Message):
+    """What a security key may sign. There are always eight offers, whoever is named: what is not of a key of the user's is
+    of none, and the same at each request.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RP_ID_FIELD_NUMBER: _builtins.int
+    OFFERS_FIELD_NUMBER: _builtins.int
+    rp_id: _builtins.str
+    """WebAuthn relying party. The client checks that it is a name of the server it is connected to."""
+    @_builtins.property
+    def offers(self) -> _containers.RepeatedCompositeFieldContainer[Global___SecurityKeyOffer]:
+        """In the order of credential ids."""
+
+    def __init__(
+        self,
+        *,
+        rp_id: _builtins.str = ...,
+        offers: _abc.Iterable[Global___SecurityKeyOffer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offers", b"offers", "rp_id", b"rp_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SecurityKeyOffers: _TypeAlias = SecurityKeyOffers  # noqa: Y015
+
+@_typing.final
+class SecurityKeyOffer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREDENTIAL_ID_FIELD_NUMBER: _builtins.int
+    OFFER_FIELD_NUMBER: _builtins.int
+    credential_id: _builtins.bytes
+    offer: _builtins.bytes
+    """Canonical CBOR, the offer of purpose `sign-in`. The client parses it, and checks server, app, sign-in id and its own
+    proof key, before anything is signed.
+    """
+    def __init__(
+        self,
+        *,
+        credential_id: _builtins.bytes = ...,
+        offer: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential_id", b"credential_id", "offer", b"offer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SecurityKeyOffer: _TypeAlias = SecurityKeyOffer  # noqa: Y015
+
+@_typing.final
+class CompleteSecurityKeySignInRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGN_IN_ID_FIELD_NUMBER: _builtins.int
+    STATEMENT_FIELD_NUMBER: _builtins.int
+    ASSERTION_FIELD_NUMBER: _builtins.int
+    sign_in_id: _builtins.str
+    statement: _builtins.bytes
+    """Canonical CBOR, the decision: approve, with the number of BeginSignInResponse."""
+    @_builtins.property
+    def assertion(self) -> _prompts_pb2.AssertionEvidence:
+        """Over the challenge of the statement, origin `keyvouch-client://<rp_id>`, user verified."""
+
+    def __init__(
+        self,
+        *,
+        sign_in_id: _builtins.str = ...,
+        statement: _builtins.bytes = ...,
+        assertion: _prompts_pb2.AssertionEvidence | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assertion", b"assertion"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assertion", b"assertion", "sign_in_id", b"sign_in_id", "statement", b"statement"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteSecurityKeySignInRequest: _TypeAlias = CompleteSecurityKeySignInRequest  # noqa: Y015
+
+@_typing.final
+class CompleteSecurityKeySignInResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    state: _common_pb2.SignInState.ValueType
+    """`approved`. Everything else is a refusal of the call."""
+    def __init__(
+        self,
+        *,
+        state: _common_pb2.SignInState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteSecurityKeySignInResponse: _TypeAlias = CompleteSecurityKeySignInResponse  # noqa: Y015
 
 @_typing.final
 class WatchSignInRequest(_message.Message):

@@ -49,6 +49,11 @@ class SignInServiceStub(object):
                 request_serializer=keyvouch_dot_v1_dot_sign__in__pb2.RedeemSignInRequest.SerializeToString,
                 response_deserializer=keyvouch_dot_v1_dot_sign__in__pb2.RedeemSignInResponse.FromString,
                 _registered_method=True)
+        self.CompleteSecurityKeySignIn = channel.unary_unary(
+                '/keyvouch.v1.SignInService/CompleteSecurityKeySignIn',
+                request_serializer=keyvouch_dot_v1_dot_sign__in__pb2.CompleteSecurityKeySignInRequest.SerializeToString,
+                response_deserializer=keyvouch_dot_v1_dot_sign__in__pb2.CompleteSecurityKeySignInResponse.FromString,
+                _registered_method=True)
         self.CancelSignIn = channel.unary_unary(
                 '/keyvouch.v1.SignInService/CancelSignIn',
                 request_serializer=keyvouch_dot_v1_dot_sign__in__pb2.CancelSignInRequest.SerializeToString,
@@ -72,10 +77,12 @@ class SignInServiceServicer(object):
     def BeginSignIn(self, request, context):
         """Begins a sign-in. Needs no credential: this is where one comes from.
 
-        An unknown user gets the same kind of answer as a known one.
+        An unknown user gets the same kind of answer as a known one, with security keys also one without any: offers for
+        credentials that nobody has.
 
         INVALID_ARGUMENT  field_invalid
-        FAILED_PRECONDITION  method_disabled, assurance_too_low, device_health: policy says no, and no device was bothered
+        FAILED_PRECONDITION  method_disabled, assurance_too_low, authenticator_model, device_health: policy says no, and no
+        device was bothered
         RESOURCE_EXHAUSTED  throttled (google.rpc.RetryInfo says when)
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -84,7 +91,7 @@ class SignInServiceServicer(object):
 
     def WatchSignIn(self, request, context):
         """Follows one sign-in until it ends; re-attach at will. The first message is the present state.
-        Credential: `authorization: SignIn <sign_in_token>`, as for the next two.
+        Credential: `authorization: SignIn <sign_in_token>`, as for the next three.
 
         UNAUTHENTICATED  credentials_missing, sign_in_unknown
         """
@@ -98,8 +105,23 @@ class SignInServiceServicer(object):
 
         FAILED_PRECONDITION  sign_in_pending, sign_in_denied, sign_in_reported, number_mismatch,
         sign_in_expired, sign_in_superseded, sign_in_cancelled, challenge_consumed,
-        method_disabled, assurance_too_low, device_health: policy says no, asked once more
+        method_disabled, assurance_too_low, authenticator_model, device_health: policy says no, asked
+        once more
         UNAUTHENTICATED      credentials_missing, sign_in_unknown, proof_invalid
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompleteSecurityKeySignIn(self, request, context):
+        """Approves a sign-in of the method SIGN_IN_METHOD_SECURITY_KEY with the assertion of a security key. What is not good
+        enough does not end the request, but after five such answers it takes no more. They all look alike to the caller;
+        the audit log knows why.
+
+        UNAUTHENTICATED      credentials_missing, sign_in_unknown, security_key_refused
+        FAILED_PRECONDITION  sign_in_expired, sign_in_superseded, sign_in_cancelled, number_mismatch, challenge_consumed: it
+        has been approved already, perhaps by this very call, whose reply was lost: RedeemSignIn tells
+        RESOURCE_EXHAUSTED   throttled: five answers were refused
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,6 +171,11 @@ def add_SignInServiceServicer_to_server(servicer, server):
                     servicer.RedeemSignIn,
                     request_deserializer=keyvouch_dot_v1_dot_sign__in__pb2.RedeemSignInRequest.FromString,
                     response_serializer=keyvouch_dot_v1_dot_sign__in__pb2.RedeemSignInResponse.SerializeToString,
+            ),
+            'CompleteSecurityKeySignIn': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompleteSecurityKeySignIn,
+                    request_deserializer=keyvouch_dot_v1_dot_sign__in__pb2.CompleteSecurityKeySignInRequest.FromString,
+                    response_serializer=keyvouch_dot_v1_dot_sign__in__pb2.CompleteSecurityKeySignInResponse.SerializeToString,
             ),
             'CancelSignIn': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelSignIn,
@@ -247,6 +274,33 @@ class SignInService(object):
             '/keyvouch.v1.SignInService/RedeemSignIn',
             keyvouch_dot_v1_dot_sign__in__pb2.RedeemSignInRequest.SerializeToString,
             keyvouch_dot_v1_dot_sign__in__pb2.RedeemSignInResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompleteSecurityKeySignIn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyvouch.v1.SignInService/CompleteSecurityKeySignIn',
+            keyvouch_dot_v1_dot_sign__in__pb2.CompleteSecurityKeySignInRequest.SerializeToString,
+            keyvouch_dot_v1_dot_sign__in__pb2.CompleteSecurityKeySignInResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -19,6 +19,24 @@ Sign-in: a client asks, a device approves, the client that asked holds a session
 The proof key is made by the client for this sign-in; its thumbprint stands in what the device signs,
 so an approval cannot be redeemed by anyone else. Busy clients use SignInSession: one stream, one proof
 of the key, any number of sign-ins.
+
+With a security key at hand, the client needs no device agent (method SIGN_IN_METHOD_SECURITY_KEY):
+
+  security key            client                          server
+    │                       │  BeginSignIn: who, app,       │
+    │                       │  proof key, method            │  1 throttle, policy
+    │                       │──────────────────────────────►│  2 older request superseded; row `pending`, audit
+    │                       │◄── offers, number, token ─────│
+    │                       │  which credential is yours?   │
+    │◄── touch, PIN ────────│  server, key, app as asked    │
+    │─── assertion ────────►│  CompleteSecurityKeySignIn    │  3 verify, `approved`, audit
+    │                       │──────────────────────────────►│
+    │                       │  RedeemSignIn: proof          │  4 policy again
+    │                       │──────────────────────────────►│  5 `consumed`, session, audit
+    │                       │◄── tokens, once ──────────────│
+
+Its prompts never come to a device, and no device can answer them. The client signs only for the server it has
+verified and for its own proof key, so there is nothing to relay (`acr` is `phishing-resistant`).
 """
 
 from collections import abc as _abc
@@ -52,15 +70,17 @@ class SignInServiceStub:
     BeginSignIn: _grpc.UnaryUnaryMultiCallable[_sign_in_pb2.BeginSignInRequest, _sign_in_pb2.BeginSignInResponse]
     """Begins a sign-in. Needs no credential: this is where one comes from.
 
-    An unknown user gets the same kind of answer as a known one.
+    An unknown user gets the same kind of answer as a known one, with security keys also one without any: offers for
+    credentials that nobody has.
 
     INVALID_ARGUMENT  field_invalid
-    FAILED_PRECONDITION  method_disabled, assurance_too_low, device_health: policy says no, and no device was bothered
+    FAILED_PRECONDITION  method_disabled, assurance_too_low, authenticator_model, device_health: policy says no, and no
+                         device was bothered
     RESOURCE_EXHAUSTED  throttled (google.rpc.RetryInfo says when)
     """
     WatchSignIn: _grpc.UnaryStreamMultiCallable[_sign_in_pb2.WatchSignInRequest, _sign_in_pb2.WatchSignInResponse]
     """Follows one sign-in until it ends; re-attach at will. The first message is the present state.
-    Credential: `authorization: SignIn <sign_in_token>`, as for the next two.
+    Credential: `authorization: SignIn <sign_in_token>`, as for the next three.
 
     UNAUTHENTICATED  credentials_missing, sign_in_unknown
     """
@@ -70,8 +90,19 @@ class SignInServiceStub:
 
     FAILED_PRECONDITION  sign_in_pending, sign_in_denied, sign_in_reported, number_mismatch,
                          sign_in_expired, sign_in_superseded, sign_in_cancelled, challenge_consumed,
-                         method_disabled, assurance_too_low, device_health: policy says no, asked once more
+                         method_disabled, assurance_too_low, authenticator_model, device_health: policy says no, asked
+                         once more
     UNAUTHENTICATED      credentials_missing, sign_in_unknown, proof_invalid
+    """
+    CompleteSecurityKeySignIn: _grpc.UnaryUnaryMultiCallable[_sign_in_pb2.CompleteSecurityKeySignInRequest, _sign_in_pb2.CompleteSecurityKeySignInResponse]
+    """Approves a sign-in of the method SIGN_IN_METHOD_SECURITY_KEY with the assertion of a security key. What is not good
+    enough does not end the request, but after five such answers it takes no more. They all look alike to the caller;
+    the audit log knows why.
+
+    UNAUTHENTICATED      credentials_missing, sign_in_unknown, security_key_refused
+    FAILED_PRECONDITION  sign_in_expired, sign_in_superseded, sign_in_cancelled, number_mismatch, challenge_consumed: it
+                         has been approved already, perhaps by this very call, whose reply was lost: RedeemSignIn tells
+    RESOURCE_EXHAUSTED   throttled: five answers were refused
     """
     CancelSignIn: _grpc.UnaryUnaryMultiCallable[_sign_in_pb2.CancelSignInRequest, _sign_in_pb2.CancelSignInResponse]
     """Withdraws a pending sign-in; the device's prompt disappears."""
@@ -94,15 +125,17 @@ class SignInServiceAsyncStub(SignInServiceStub):
     BeginSignIn: _aio.UnaryUnaryMultiCallable[_sign_in_pb2.BeginSignInRequest, _sign_in_pb2.BeginSignInResponse]  # type: ignore[assignment]
     """Begins a sign-in. Needs no credential: this is where one comes from.
 
-    An unknown user gets the same kind of answer as a known one.
+    An unknown user gets the same kind of answer as a known one, with security keys also one without any: offers for
+    credentials that nobody has.
 
     INVALID_ARGUMENT  field_invalid
-    FAILED_PRECONDITION  method_disabled, assurance_too_low, device_health: policy says no, and no device was bothered
+    FAILED_PRECONDITION  method_disabled, assurance_too_low, authenticator_model, device_health: policy says no, and no
+                         device was bothered
     RESOURCE_EXHAUSTED  throttled (google.rpc.RetryInfo says when)
     """
     WatchSignIn: _aio.UnaryStreamMultiCallable[_sign_in_pb2.WatchSignInRequest, _sign_in_pb2.WatchSignInResponse]  # type: ignore[assignment]
     """Follows one sign-in until it ends; re-attach at will. The first message is the present state.
-    Credential: `authorization: SignIn <sign_in_token>`, as for the next two.
+    Credential: `authorization: SignIn <sign_in_token>`, as for the next three.
 
     UNAUTHENTICATED  credentials_missing, sign_in_unknown
     """
@@ -112,8 +145,19 @@ class SignInServiceAsyncStub(SignInServiceStub):
 
     FAILED_PRECONDITION  sign_in_pending, sign_in_denied, sign_in_reported, number_mismatch,
                          sign_in_expired, sign_in_superseded, sign_in_cancelled, challenge_consumed,
-                         method_disabled, assurance_too_low, device_health: policy says no, asked once more
+                         method_disabled, assurance_too_low, authenticator_model, device_health: policy says no, asked
+                         once more
     UNAUTHENTICATED      credentials_missing, sign_in_unknown, proof_invalid
+    """
+    CompleteSecurityKeySignIn: _aio.UnaryUnaryMultiCallable[_sign_in_pb2.CompleteSecurityKeySignInRequest, _sign_in_pb2.CompleteSecurityKeySignInResponse]  # type: ignore[assignment]
+    """Approves a sign-in of the method SIGN_IN_METHOD_SECURITY_KEY with the assertion of a security key. What is not good
+    enough does not end the request, but after five such answers it takes no more. They all look alike to the caller;
+    the audit log knows why.
+
+    UNAUTHENTICATED      credentials_missing, sign_in_unknown, security_key_refused
+    FAILED_PRECONDITION  sign_in_expired, sign_in_superseded, sign_in_cancelled, number_mismatch, challenge_consumed: it
+                         has been approved already, perhaps by this very call, whose reply was lost: RedeemSignIn tells
+    RESOURCE_EXHAUSTED   throttled: five answers were refused
     """
     CancelSignIn: _aio.UnaryUnaryMultiCallable[_sign_in_pb2.CancelSignInRequest, _sign_in_pb2.CancelSignInResponse]  # type: ignore[assignment]
     """Withdraws a pending sign-in; the device's prompt disappears."""
@@ -139,10 +183,12 @@ class SignInServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_sign_in_pb2.BeginSignInResponse, _abc.Awaitable[_sign_in_pb2.BeginSignInResponse]]:
         """Begins a sign-in. Needs no credential: this is where one comes from.
 
-        An unknown user gets the same kind of answer as a known one.
+        An unknown user gets the same kind of answer as a known one, with security keys also one without any: offers for
+        credentials that nobody has.
 
         INVALID_ARGUMENT  field_invalid
-        FAILED_PRECONDITION  method_disabled, assurance_too_low, device_health: policy says no, and no device was bothered
+        FAILED_PRECONDITION  method_disabled, assurance_too_low, authenticator_model, device_health: policy says no, and no
+                             device was bothered
         RESOURCE_EXHAUSTED  throttled (google.rpc.RetryInfo says when)
         """
 
@@ -153,7 +199,7 @@ class SignInServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_sign_in_pb2.WatchSignInResponse], _abc.AsyncIterator[_sign_in_pb2.WatchSignInResponse]]:
         """Follows one sign-in until it ends; re-attach at will. The first message is the present state.
-        Credential: `authorization: SignIn <sign_in_token>`, as for the next two.
+        Credential: `authorization: SignIn <sign_in_token>`, as for the next three.
 
         UNAUTHENTICATED  credentials_missing, sign_in_unknown
         """
@@ -169,8 +215,25 @@ class SignInServiceServicer(metaclass=_abc_1.ABCMeta):
 
         FAILED_PRECONDITION  sign_in_pending, sign_in_denied, sign_in_reported, number_mismatch,
                              sign_in_expired, sign_in_superseded, sign_in_cancelled, challenge_consumed,
-                             method_disabled, assurance_too_low, device_health: policy says no, asked once more
+                             method_disabled, assurance_too_low, authenticator_model, device_health: policy says no, asked
+                             once more
         UNAUTHENTICATED      credentials_missing, sign_in_unknown, proof_invalid
+        """
+
+    @_abc_1.abstractmethod
+    def CompleteSecurityKeySignIn(
+        self,
+        request: _sign_in_pb2.CompleteSecurityKeySignInRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sign_in_pb2.CompleteSecurityKeySignInResponse, _abc.Awaitable[_sign_in_pb2.CompleteSecurityKeySignInResponse]]:
+        """Approves a sign-in of the method SIGN_IN_METHOD_SECURITY_KEY with the assertion of a security key. What is not good
+        enough does not end the request, but after five such answers it takes no more. They all look alike to the caller;
+        the audit log knows why.
+
+        UNAUTHENTICATED      credentials_missing, sign_in_unknown, security_key_refused
+        FAILED_PRECONDITION  sign_in_expired, sign_in_superseded, sign_in_cancelled, number_mismatch, challenge_consumed: it
+                             has been approved already, perhaps by this very call, whose reply was lost: RedeemSignIn tells
+        RESOURCE_EXHAUSTED   throttled: five answers were refused
         """
 
     @_abc_1.abstractmethod

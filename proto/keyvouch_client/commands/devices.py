@@ -15,7 +15,7 @@ __all__ = ["accept_health", "device_table", "list_devices", "remove"]
 
 
 def device_table(output: Output, devices: Iterable[common_pb2.Device]) -> str:
-    """Devices for people: what holds the key, who proves it, when it was last used; and how their TPMs fare."""
+    """Devices for people: what holds the key, who proves it, when it was last used; their TPMs and smartcards."""
     devices = list(devices)
     rows = [
         (
@@ -35,6 +35,9 @@ def device_table(output: Output, devices: Iterable[common_pb2.Device]) -> str:
     with_tpm = [device for device in devices if device.HasField("tpm")]
     if with_tpm:
         shown += ["", _tpm_table(output, with_tpm), *_findings(with_tpm)]
+    with_card = [device for device in devices if device.HasField("card")]
+    if with_card:
+        shown += ["", _card_table(output, with_card)]
     return "\n".join(shown)
 
 
@@ -53,6 +56,24 @@ def _tpm_table(output: Output, devices: Iterable[common_pb2.Device]) -> str:
         for device in devices
     ]
     titles = ("device", "TPM by", "model", "firmware", "vouched for by", "PIN tries", "health", "reported")
+    return table(titles, rows)
+
+
+def _card_table(output: Output, devices: Iterable[common_pb2.Device]) -> str:
+    rows = [
+        (
+            device.device_id,
+            device.card.serial,
+            device.card.slot,
+            device.card.firmware,
+            device.card.pin_policy,
+            device.card.touch_policy,
+            device.card.authority,
+            output.time(device.card.certificate_expires_at),
+        )
+        for device in devices
+    ]
+    titles = ("device", "card", "slot", "firmware", "asks for PIN", "for touch", "certified by", "until")
     return table(titles, rows)
 
 

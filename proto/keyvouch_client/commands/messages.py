@@ -36,14 +36,17 @@ def words_of(field: FieldDescriptor) -> dict[int, str]:
 def document(message: Message) -> dict[str, object]:
     """A message as JSON: its field names, enums as lower-case words, bytes as base64url, instants as numbers.
 
-    What a device without a TPM has of one is null.
+    What a device without a TPM or a smartcard has of one is null.
     """
     return {field.name: _value(field, _present(message, field)) for field in fields_of(message)}
 
 
 def _present(message: Message, field: FieldDescriptor) -> object:
-    absent = field.message_type is common_pb2.TpmDevice.DESCRIPTOR and not message.HasField(field.name)
+    absent = field.message_type in _OF_SOME_DEVICES and not message.HasField(field.name)
     return None if absent else getattr(message, field.name)
+
+
+_OF_SOME_DEVICES = (common_pb2.TpmDevice.DESCRIPTOR, common_pb2.CardDevice.DESCRIPTOR)
 
 
 def _value(field: FieldDescriptor, value: object) -> object:

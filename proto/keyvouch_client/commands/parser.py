@@ -97,7 +97,11 @@ def _leaf(
 
 def _add_own(commands: _Commands, common: _Parser) -> None:
     sign_in = _leaf(
-        commands, common, "sign-in", "sign_in:sign_in", "sign in with a registered device or an access pass"
+        commands,
+        common,
+        "sign-in",
+        "sign_in:sign_in",
+        "sign in with a registered device, a security key or an access pass",
     )
     sign_in.add_argument("--tenant", metavar="NAME")
     sign_in.add_argument("--user", metavar="NAME")
@@ -109,6 +113,13 @@ def _add_own(commands: _Commands, common: _Parser) -> None:
     way = sign_in.add_mutually_exclusive_group()
     way.add_argument("--access-pass", action="store_true", help="type a Temporary Access Pass, without echo")
     way.add_argument("--access-pass-fd", metavar="N", type=int, help="read the pass from file descriptor N")
+    way.add_argument(
+        "--security-key", action="store_true", help="use a security key that is connected to this computer"
+    )
+    sign_in.add_argument("--pin-fd", metavar="N", type=int, help="read its PIN from file descriptor N, do not ask")
+    sign_in.add_argument(
+        "--rp-id", metavar="NAME", default="", help="whose keys the server asks for; default: its host"
+    )
     _leaf(commands, common, "whoami", "account:whoami", "show who you are signed in as")
     sessions = _leaf(commands, common, "sessions", "account:sessions", "list your sessions")
     sessions.add_argument("--all", action="store_true", help="ended ones too")
@@ -200,6 +211,9 @@ def _add_admin(objects: _Commands, common: _Parser) -> None:
     change = _leaf(policy, common, "set", "policy:change", "change settings, named as `policy show` names them")
     change.add_argument("settings", nargs="+", metavar="KEY=VALUE")
     change.add_argument("--dry-run", action="store_true", help="show what would change, and change nothing")
+    change.add_argument(
+        "--accept-lock-out", action="store_true", help="save it even if you cannot sign in again as you have now"
+    )
 
     audit = _leaf(objects, common, "audit", "audit:show", "show the audit log, newest first")
     audit.add_argument("--user", metavar="NAME", default="")

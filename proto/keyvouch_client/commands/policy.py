@@ -42,8 +42,10 @@ async def change(run: Invocation) -> None:
             _assign(policy, name, value)
         after = dict(_settings(policy))
         if not run.arguments.dry_run and before != after:
-            told = await session.call(stub.UpdatePolicy, administration_pb2.UpdatePolicyRequest(policy=policy))
-            policy = told.policy
+            request = administration_pb2.UpdatePolicyRequest(
+                policy=policy, accept_lock_out=run.arguments.accept_lock_out
+            )
+            policy = (await session.call(stub.UpdatePolicy, request)).policy
     changes = {
         name: {"from": before.get(name, ""), "to": after[name]} for name in after if before.get(name) != after[name]
     }

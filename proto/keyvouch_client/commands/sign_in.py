@@ -1,4 +1,4 @@
-"""`keyvouch sign-in`: number matching with a device, or a Temporary Access Pass.
+"""`keyvouch sign-in`: number matching with a device, or a Temporary Access Pass. A security key is in `security_key`.
 
 The number goes to standard error for people; with `--json` it is the first object on standard output, so that a test
 bench can read it while the command waits.
@@ -7,11 +7,8 @@ bench can read it while the command waits.
 from __future__ import annotations
 
 import asyncio
-import getpass
-import os
 import time
 from dataclasses import replace
-from pathlib import Path
 
 from keyvouch.errors import KeyvouchError, UsageError
 from keyvouch.v1 import common_pb2
@@ -19,6 +16,7 @@ from keyvouch_client.commands.invocation import Invocation
 from keyvouch_client.commands.messages import document, spoken
 from keyvouch_client.commands.number import large
 from keyvouch_client.commands.output import inert
+from keyvouch_client.commands.secrets_typed import read_secret, type_secret
 from keyvouch_client.connection import Connection
 from keyvouch_client.session import Session
 from keyvouch_client.session_file import StoredState, Target
@@ -32,19 +30,29 @@ _LONGEST_PASS = 256
 
 async def sign_in(run: Invocation) -> None:
     """Sign in and keep the session."""
-    target = run.target(_remembered(run).target)
+    stored = _remembered(run)
+    target = run.target(stored.target)
     if not target.tenant or not target.username:
         raise UsageError("Who signs in is not named.", fix="Name --tenant and --user; they are remembered then.")
+    _check_arguments(run)
     access_pass = _access_pass(run)
     async with run.connection(target) as connection:
         if access_pass:
             session = await sign_in_with_access_pass(
                 connection, tenant=target.tenant, username=target.username, access_pass=access_pass
             )
+        elif run.arguments.security_key:
+            session = await _with_security_key(run, connection, target, stored)
         else:
             session = await _with_device(run, connection, target)
     run.file.keep(replace(target, username=session.details.username or target.username), session)
     _show_session(run, session)
+
+
+def _check_arguments(run: Invocation) -> None:
+    given = run.arguments
+    if not given.security_key and (given.pin_fd is not None or given.rp_id):
+        raise UsageError("--pin-fd and --rp-id are for --security-key.", fix="Name that too, or leave them out.")
 
 
 def _remembered(run: Invocation) -> StoredState:
@@ -53,6 +61,13 @@ def _remembered(run: Invocation) -> StoredState:
     except KeyvouchError as error:
         run.output.note(f"The stored session is not used: {error}")
         return StoredState()
+
+
+async def _with_security_key(run: Invocation, connection: Connection, target: Target, stored: StoredState) -> Session:
+    from keyvouch_client.commands.security_key import with_security_key  # noqa: PLC0415 - needs an extra
+
+    known = stored.session.server_id if stored.session and stored.target.server == target.server else None
+    return await with_security_key(run, connection, target, known, app_id=_APP_ID)
 
 
 async def _with_device(run: Invocation, connection: Connection, target: Target) -> Session:
@@ -85,6 +100,8 @@ def _show_number(run: Invocation, begun: SignIn) -> None:
     run.output.note(f"\n{drawing}\n\nNumber: {inert(begun.number)}")
     run.output.note("On your device choose Approve, type this number and give your PIN; never if you did not ask.")
     run.output.note("Nothing appears on the device? See that `keyvouch-agent run` is running there.")
+    if "security_key" in methods:
+        run.output.note("Another way: a security key on this computer, with `keyvouch sign-in --security-key`.")
     if "access_pass" in methods:
         run.output.note("Another way: a Temporary Access Pass, with `keyvouch sign-in --access-pass`.")
 
@@ -109,31 +126,10 @@ def _access_pass(run: Invocation) -> str:
     """The pass the person was asked for, or empty where none is wanted. Never from arguments or environment."""
     descriptor = run.arguments.access_pass_fd
     if descriptor is not None:
-        return _read_pass(descriptor)
+        return _required(read_secret(descriptor, longest=_LONGEST_PASS, what="an access pass"))
     if not run.arguments.access_pass:
         return ""
-    if not _has_terminal():
-        raise UsageError("There is no terminal to type the pass on.", fix="Use --access-pass-fd and a pipe.")
-    return _required(getpass.getpass("Temporary Access Pass: "))
-
-
-def _has_terminal() -> bool:
-    try:
-        with Path("/dev/tty").open("rb"):
-            return True
-    except OSError:
-        return False
-
-
-def _read_pass(descriptor: int) -> str:
-    try:
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            data = file.read(_LONGEST_PASS + 1)
-    except OSError as error:
-        raise UsageError(f"File descriptor {descriptor} cannot be read: {error.strerror}.") from error
-    if len(data) > _LONGEST_PASS:
-        raise UsageError("What was read is too long to be an access pass.")
-    return _required(data.decode("utf-8", "replace"))
+    return _required(type_secret("Temporary Access Pass: ", what="the pass", instead="--access-pass-fd") or "")
 
 
 def _required(text: str) -> str:

@@ -61,6 +61,17 @@ class SignInState(StrEnum):
     CONSUMED = "consumed"
 
 
+class SignInWay(StrEnum):
+    """By which way a sign-in can be decided. A decision that comes by another way is not looked at."""
+
+    PROMPT = "prompt"
+    """A prompt on the stream of a device."""
+    SAME_DEVICE = "same_device"
+    """The device that began it, over its own channel."""
+    SECURITY_KEY = "security_key"
+    """The client that began it, with a security key at hand."""
+
+
 class RegistrationState(StrEnum):
     """States of a registration: a device is absent until its registration is complete."""
 
@@ -98,8 +109,8 @@ class Tenant:
 @dataclass(frozen=True, slots=True)
 class User:
     """A user. `user_handle` is the WebAuthn user id (32 random bytes); `number_misses` counts wrong numbers
-    in a row, `locked_until` rests the approval method after too many; the two `begins` fields count requests
-    in the running minute.
+    in a row, `locked_until` rests the approval method after too many; the `begins` fields count requests in the
+    running minute, `key_begins` those with a security key at the client.
     """
 
     id: UserId
@@ -114,6 +125,7 @@ class User:
     locked_until: int = 0
     begins_window: int = 0
     begins: int = 0
+    key_begins: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +251,8 @@ class DeviceTpm:
 class Credential:
     """A WebAuthn credential of a device. `public_key` is the COSE key as received; `assurance` the text form
     of what its registration proved; the attestation object and client data are kept so that it can be judged again.
+    `card_certificates` are the certificates of an organisation for this key, as they came (a CBOR array of DER), empty
+    without any, and `card_authority` is the one that they led to.
     """
 
     id: CredentialId
@@ -254,6 +268,8 @@ class Credential:
     client_data: bytes
     assurance: str
     created_at: int
+    card_authority: str = ""
+    card_certificates: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +279,8 @@ class SignIn:
     `number` is what the client shows; `proof_key` the client's DER key and `proof_thumbprint` its `jkt`;
     `decision_hash` the SHA-256 of the statement that decided it. `same_device`: begun by the device that approves it,
     over its own channel, with the channel key as proof key and `x5t#S256` of its certificate as thumbprint.
+    `security_key`: approved at the client, with a security key; `refused_answers` counts the assertions for it that
+    proved nothing.
     """
 
     id: SignInId
@@ -288,11 +306,20 @@ class SignIn:
     decision_hash: bytes = b""
     session_id: SessionId = NO_SESSION
     same_device: bool = False
+    security_key: bool = False
+    refused_answers: int = 0
+
+    @property
+    def way(self) -> SignInWay:
+        """The one way by which it can be decided."""
+        if self.same_device:
+            return SignInWay.SAME_DEVICE
+        return SignInWay.SECURITY_KEY if self.security_key else SignInWay.PROMPT
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A sign-in as offered to one device; `offer` is what was sent, byte for byte."""
+    """A sign-in as offered to one credential of a device; `offer` is what was sent, byte for byte."""
 
     id: PromptId
     sign_in_id: SignInId

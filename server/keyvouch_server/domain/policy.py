@@ -16,7 +16,8 @@ from keyvouch.assurance import Assurance, AssuranceRequirement, Verification
 from keyvouch.errors import MalformedError, Reason, RefusedError
 from keyvouch.ids import TenantId, UserId
 from keyvouch.statement import MAX_TEXT
-from keyvouch_server.domain.model import AccessPass
+from keyvouch_server.domain.authenticators import AuthenticatorRules, check_rules
+from keyvouch_server.domain.model import AccessPass, ProviderKind, SignInWay
 
 _GATED = AssuranceRequirement(verification=Verification.SOFTWARE_GATED).text()
 
@@ -50,13 +51,26 @@ class AccessPassPolicy:
 @dataclass(frozen=True, slots=True)
 class RegistrationPolicy:
     """Registration of devices. `accounts_per_device` counts the users of one TPM, `pin_tries` the wrong PINs in a row
-    that block the key of an account in a TPM.
+    that block the key of an account in a TPM. The other two also judge keys that are registered already:
+    `authenticators`, and `card_pin_always`, that a smartcard is attested to ask for the PIN before each signature.
     """
 
     required_assurance: str = _GATED
     devices_per_user: int = 10
     accounts_per_device: int = 1
     pin_tries: int = 3
+    authenticators: AuthenticatorRules = field(default_factory=AuthenticatorRules)
+    card_pin_always: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SecurityKeyPolicy:
+    """Sign-in with a security key at the client. How long a request lasts, and how many may be begun, is as for
+    approvals; each is counted by itself.
+    """
+
+    enabled: bool = True
+    required_assurance: str = _GATED
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +102,7 @@ class Policy:
     registration: RegistrationPolicy = field(default_factory=RegistrationPolicy)
     session: SessionPolicy = field(default_factory=SessionPolicy)
     health: HealthPolicy = field(default_factory=HealthPolicy)
+    security_key: SecurityKeyPolicy = field(default_factory=SecurityKeyPolicy)
 
     def document(self) -> str:
         """JSON text for the store."""
@@ -101,14 +116,21 @@ class Policy:
             version=d["version"],
             approval=ApprovalPolicy(**d["approval"]),
             access_pass=AccessPassPolicy(**d["access_pass"]),
-            registration=RegistrationPolicy(**d["registration"]),
+            registration=_registration(d["registration"]),
             session=SessionPolicy(**d["session"]),
             health=_health(d.get("health", {})),
+            security_key=SecurityKeyPolicy(**d.get("security_key", {})),
         )
 
 
 def _health(d: dict[str, Any]) -> HealthPolicy:
     return HealthPolicy(**{**d, "pcrs": tuple(d["pcrs"])}) if d else HealthPolicy()
+
+
+def _registration(d: dict[str, Any]) -> RegistrationPolicy:
+    rules = d.get("authenticators", {})
+    lists = {name: tuple(rules.get(name, ())) for name in ("allowed", "blocked")}
+    return RegistrationPolicy(**{**d, "authenticators": AuthenticatorRules(**lists)})
 
 
 REST_SECONDS = 900
@@ -153,6 +175,7 @@ def check_policy(policy: Policy) -> Policy:
     for part, text in (
         ("approval", policy.approval.required_assurance),
         ("registration", policy.registration.required_assurance),
+        ("security_key", policy.security_key.required_assurance),
     ):
         if len(text) > MAX_TEXT:
             raise _invalid(f"{part}.required_assurance", f"names of anchors that fit in {MAX_TEXT} characters together")
@@ -161,6 +184,7 @@ def check_policy(policy: Policy) -> Policy:
     pcrs = policy.health.pcrs
     if not pcrs or not _QUOTABLE.issuperset(pcrs) or list(pcrs) != sorted(set(pcrs)):
         raise _invalid("health.pcrs", "one or several of 0 to 15 and 17 to 22, each once, in ascending order")
+    check_rules(policy.registration.authenticators, _invalid)
     return policy
 
 
@@ -173,6 +197,17 @@ def _invalid(field_name: str, expected: str) -> MalformedError:
     )
 
 
+def decide_security_key_enabled(policy: Policy) -> None:
+    """Sign-in with a security key must be allowed. Raises METHOD_DISABLED."""
+    if not policy.security_key.enabled:
+        raise RefusedError(
+            Reason.METHOD_DISABLED,
+            "Sign-in with a security key is switched off by policy.",
+            fix="Use another method, or ask an administrator to enable it.",
+            metadata={"method": "security_key"},
+        )
+
+
 def decide_approval_enabled(policy: Policy) -> None:
     """PS15: the approval method must be allowed. Raises METHOD_DISABLED."""
     if not policy.approval.enabled:
@@ -182,6 +217,27 @@ def decide_approval_enabled(policy: Policy) -> None:
             fix="Use another method, or ask an administrator to enable approval.",
             metadata={"method": "approval"},
         )
+
+
+def decide_registration_enabled(policy: Policy, provider: ProviderKind) -> None:
+    """PS15: a key is registered only for a method that is allowed. Raises METHOD_DISABLED."""
+    if provider is ProviderKind.FIDO2 and policy.security_key.enabled:
+        return
+    decide_approval_enabled(policy)
+
+
+def decide_way(policy: Policy, way: SignInWay) -> None:
+    """A sign-in must come by a way that policy allows. Raises METHOD_DISABLED."""
+    if way is SignInWay.SECURITY_KEY:
+        decide_security_key_enabled(policy)
+    else:
+        decide_approval_enabled(policy)
+
+
+def required_by(policy: Policy, way: SignInWay) -> str:
+    """The least assurance of a key that decides a sign-in of this way."""
+    part = policy.security_key if way is SignInWay.SECURITY_KEY else policy.approval
+    return part.required_assurance
 
 
 @lru_cache(maxsize=4096)
@@ -199,6 +255,21 @@ def decide_assurance(found: str, required: str) -> None:
         f"Policy requires a key of assurance {required}; this one proves {found}.",
         fix="Register a device whose key provider proves more, or ask an administrator.",
         metadata={"required": required, "found": found},
+    )
+
+
+def decide_card_pin(policy: Policy, pin_policy: str) -> None:
+    """A7: where policy says so, a smartcard asks for the PIN before each signature. Raises ASSURANCE_TOO_LOW.
+
+    `pin_policy` is what the key's attestation says, empty for a key that is on no smartcard.
+    """
+    if not policy.registration.card_pin_always or pin_policy in ("", "always"):
+        return
+    raise RefusedError(
+        Reason.ASSURANCE_TOO_LOW,
+        "Policy requires a smartcard that is attested to ask for the PIN before each signature, and this key's is not.",
+        fix="Use a key in a slot with the PIN policy `always`, or ask an administrator.",
+        metadata={"required": "pin_policy=always", "found": f"pin_policy={pin_policy}"},
     )
 
 

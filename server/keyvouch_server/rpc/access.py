@@ -52,6 +52,7 @@ ACCESS: Final[Mapping[str, Access]] = {
             "SignInWithAccessPass": Access.OPEN,
             "WatchSignIn": Access.SIGN_IN,
             "RedeemSignIn": Access.SIGN_IN,
+            "CompleteSecurityKeySignIn": Access.SIGN_IN,
             "CancelSignIn": Access.SIGN_IN,
         },
     ),

@@ -128,7 +128,9 @@ class AdministrationServicer(rpc.AdministrationServiceServicer):
 
     async def UpdatePolicy(self, request: pb.UpdatePolicyRequest, context: Any) -> pb.UpdatePolicyResponse:
         """See administration.proto."""
-        saved = await self._administration.update_policy(caller_of(), convert.policy_from(request.policy))
+        saved = await self._administration.update_policy(
+            caller_of(), convert.policy_from(request.policy), accept_lock_out=request.accept_lock_out
+        )
         return pb.UpdatePolicyResponse(policy=convert.policy(saved))
 
     async def ListAuditRecords(self, request: pb.ListAuditRecordsRequest, context: Any) -> pb.ListAuditRecordsResponse:

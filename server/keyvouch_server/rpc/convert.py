@@ -13,6 +13,7 @@ from keyvouch.attestation.tpm_vendors import find_vendor
 from keyvouch.errors import Reason
 from keyvouch.v1 import administration_pb2 as admin
 from keyvouch.v1 import common_pb2 as pb
+from keyvouch_server.domain.authenticators import AuthenticatorRules
 from keyvouch_server.domain.model import (
     AuditRecord,
     DeviceTpm,
@@ -31,9 +32,11 @@ from keyvouch_server.domain.policy import (
     HealthPolicy,
     Policy,
     RegistrationPolicy,
+    SecurityKeyPolicy,
     SessionPolicy,
 )
 from keyvouch_server.use_cases.access_passes import ViewedPass
+from keyvouch_server.use_cases.cards import CardView
 from keyvouch_server.use_cases.devices import DeviceView
 from keyvouch_server.use_cases.sessions import IssuedSession
 
@@ -166,6 +169,23 @@ def device(view: DeviceView, *, connected: bool) -> pb.Device:
         last_used_at=view.device.last_used_at,
         connected=connected,
         tpm=tpm(view.tpm) if view.tpm else None,
+        card=card(view.card) if view.card else None,
+    )
+
+
+def card(view: CardView) -> pb.CardDevice:
+    """A device's smartcard."""
+    facts = view.facts
+    serial = facts.serial if facts else None
+    return pb.CardDevice(
+        slot=facts.slot if facts else "",
+        firmware=facts.firmware if facts else "",
+        serial="" if serial is None else str(serial),
+        pin_policy=facts.pin_policy if facts else "",
+        touch_policy=facts.touch_policy if facts else "",
+        authority=view.authority,
+        certificate_hash=view.certificate_hash,
+        certificate_expires_at=view.expires_at,
     )
 
 
@@ -267,6 +287,10 @@ def policy(p: Policy) -> admin.Policy:
             devices_per_user=p.registration.devices_per_user,
             accounts_per_device=p.registration.accounts_per_device,
             pin_tries=p.registration.pin_tries,
+            authenticators=admin.AuthenticatorRules(
+                allowed=p.registration.authenticators.allowed, blocked=p.registration.authenticators.blocked
+            ),
+            card_pin_always=p.registration.card_pin_always,
         ),
         session=admin.SessionPolicy(
             access_token_seconds=p.session.access_token_seconds, session_seconds=p.session.session_seconds
@@ -274,13 +298,19 @@ def policy(p: Policy) -> admin.Policy:
         health=admin.HealthPolicy(
             required=p.health.required, max_age_minutes=p.health.max_age_minutes, pcrs=p.health.pcrs
         ),
+        security_key=admin.SecurityKeyPolicy(
+            enabled=p.security_key.enabled, required_assurance=requirement(p.security_key.required_assurance)
+        ),
     )
 
 
 def policy_from(m: admin.Policy) -> Policy:
     """A whole policy from the wire: every part must be there, for a missing one would switch something off."""
-    for part in ("approval", "access_pass", "registration", "session", "health"):
-        if not m.HasField(part):
+    parts = {part: m.HasField(part) for part in ("approval", "access_pass", "registration", "session", "health")}
+    parts["security_key"] = m.HasField("security_key")
+    parts["registration.authenticators"] = m.registration.HasField("authenticators")
+    for part, is_there in parts.items():
+        if not is_there:
             raise invalid_field(f"policy.{part}", "the whole part; read the present policy and change it")
     return Policy(
         version=m.version,
@@ -305,6 +335,8 @@ def policy_from(m: admin.Policy) -> Policy:
             devices_per_user=m.registration.devices_per_user,
             accounts_per_device=m.registration.accounts_per_device,
             pin_tries=m.registration.pin_tries,
+            authenticators=rules_from(m.registration.authenticators),
+            card_pin_always=m.registration.card_pin_always,
         ),
         session=SessionPolicy(
             access_token_seconds=m.session.access_token_seconds, session_seconds=m.session.session_seconds
@@ -314,7 +346,17 @@ def policy_from(m: admin.Policy) -> Policy:
             max_age_minutes=m.health.max_age_minutes,
             pcrs=tuple(sorted(m.health.pcrs)),
         ),
+        security_key=SecurityKeyPolicy(
+            enabled=m.security_key.enabled,
+            required_assurance=requirement_from(m.security_key.required_assurance, "security_key.required_assurance"),
+        ),
     )
+
+
+def rules_from(m: admin.AuthenticatorRules) -> AuthenticatorRules:
+    """Rules for models, AAGUIDs in lower case and in order; `check_policy` looks at what they are."""
+    allowed, blocked = (tuple(sorted(text.strip().lower() for text in texts)) for texts in (m.allowed, m.blocked))
+    return AuthenticatorRules(allowed, blocked)
 
 
 def page(request: pb.PageRequest) -> tuple[str, int]:

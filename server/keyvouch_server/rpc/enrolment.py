@@ -78,6 +78,7 @@ class EnrolmentServicer(rpc.EnrolmentServiceServicer):
             attestation_object=request.attestation_object,
             channel_proof=request.channel_proof,
             tpm=_evidence(request.tpm) if request.HasField("tpm") else None,
+            card=tuple(request.card.certificates) if request.HasField("card") else None,
         )
         done = await self._registrations.complete(token_of(), answer)
         view = DeviceView(done.device, done.credential, done.user, done.tenant, done.tpm)

@@ -27,9 +27,10 @@ from keyvouch_server.relay import (
 from keyvouch_server.rpc import convert
 from keyvouch_server.rpc.enrolment import certification
 from keyvouch_server.rpc.interceptors import device_of
-from keyvouch_server.use_cases.decisions import Answer, Answered, Assertion, Decisions
+from keyvouch_server.use_cases.decisions import Answered, Decisions
 from keyvouch_server.use_cases.devices import Devices, removed
 from keyvouch_server.use_cases.health import HealthQuestion, HealthReport, HealthReports, HealthVerdict
+from keyvouch_server.use_cases.judgement import Answer, Assertion
 from keyvouch_server.use_cases.key_replacement import KeyReplacements, ReplacementAnswer
 from keyvouch_server.use_cases.registration import ALGORITHMS
 from keyvouch_server.use_cases.world import World
@@ -184,9 +185,12 @@ def answer_of(answer: pb.Answer) -> Answer:
     """A decision as it came; nothing of it is looked at here."""
     if answer.WhichOneof("evidence") != "assertion":
         return Answer(answer.prompt_id, answer.statement, answer.channel_signature)
-    a = answer.assertion
-    assertion = Assertion(a.credential_id, a.client_data_json, a.authenticator_data, a.signature, a.user_handle)
-    return Answer(answer.prompt_id, answer.statement, assertion)
+    return Answer(answer.prompt_id, answer.statement, assertion_of(answer.assertion))
+
+
+def assertion_of(a: pb.AssertionEvidence) -> Assertion:
+    """An assertion as it came."""
+    return Assertion(a.credential_id, a.client_data_json, a.authenticator_data, a.signature, a.user_handle)
 
 
 def _message(event: DeviceEvent) -> pb.StreamPromptsResponse:

@@ -9,9 +9,9 @@ from keyvouch.v1 import same_device_pb2_grpc as rpc
 from keyvouch_server.rpc import convert
 from keyvouch_server.rpc.interceptors import certificate_of, device_of
 from keyvouch_server.rpc.prompts import answer_of
+from keyvouch_server.use_cases.opening import SignInRequest
 from keyvouch_server.use_cases.same_device import BegunOnDevice, SameDeviceSignIns
 from keyvouch_server.use_cases.sessions import Sessions
-from keyvouch_server.use_cases.sign_in import SignInRequest
 
 
 class SameDeviceServicer(rpc.SameDeviceServiceServicer):

@@ -10,31 +10,43 @@ from keyvouch.errors import Reason, UnauthenticatedError
 from keyvouch.ids import SignInId
 from keyvouch.proofs import load_proof_key, verify_proof
 from keyvouch.statement import Purpose, proof_statement
+from keyvouch.v1 import common_pb2 as common
 from keyvouch.v1 import sign_in_pb2 as pb
 from keyvouch.v1 import sign_in_pb2_grpc as rpc
 from keyvouch_server.domain.model import SignIn
+from keyvouch_server.domain.names import invalid_field
 from keyvouch_server.domain.sign_in import OPEN
 from keyvouch_server.relay import Relay
 from keyvouch_server.rpc import convert
 from keyvouch_server.rpc.interceptors import token_of
+from keyvouch_server.rpc.prompts import assertion_of
 from keyvouch_server.rpc.sign_in_stream import SignInStream, begun_message, request_of, watched_message
 from keyvouch_server.use_cases.access_passes import AccessPasses
 from keyvouch_server.use_cases.redemption import Redemptions
+from keyvouch_server.use_cases.security_key import BegunWithKey, SecurityKeySignIns
 from keyvouch_server.use_cases.sign_in import SignIns
 from keyvouch_server.use_cases.world import World
 
 OPENING_SECONDS: Final = 10
 """How long a client may take to prove its key on a new stream."""
+_BY_PROMPT: Final = frozenset({common.SIGN_IN_METHOD_UNSPECIFIED, common.SIGN_IN_METHOD_APPROVAL})
 
 
 class SignInServicer(rpc.SignInServiceServicer):
     """Serves keyvouch.v1.SignInService."""
 
     def __init__(
-        self, world: World, sign_ins: SignIns, redemptions: Redemptions, passes: AccessPasses, relay: Relay
+        self,
+        world: World,
+        sign_ins: SignIns,
+        security_keys: SecurityKeySignIns,
+        redemptions: Redemptions,
+        passes: AccessPasses,
+        relay: Relay,
     ) -> None:
         self._world = world
         self._sign_ins = sign_ins
+        self._security_keys = security_keys
         self._redemptions = redemptions
         self._passes = passes
         self._relay = relay
@@ -42,7 +54,27 @@ class SignInServicer(rpc.SignInServiceServicer):
     async def BeginSignIn(self, request: pb.BeginSignInRequest, context: Any) -> pb.BeginSignInResponse:
         """See sign_in.proto."""
         wanted = request_of(request.context, request.proof_public_key, context.peer())
+        if request.method == common.SIGN_IN_METHOD_SECURITY_KEY:
+            return self._offers_message(await self._security_keys.begin(wanted))
+        if request.method not in _BY_PROMPT:
+            raise invalid_field("method", "approval or security key; an access pass has a call of its own")
         return begun_message(await self._sign_ins.begin(wanted))
+
+    def _offers_message(self, begun: BegunWithKey) -> pb.BeginSignInResponse:
+        message = begun_message(begun.begun)
+        message.security_key.rp_id = self._world.facts.rp_id
+        for credential, offer in begun.offers:
+            message.security_key.offers.add(credential_id=credential, offer=offer)
+        return message
+
+    async def CompleteSecurityKeySignIn(
+        self, request: pb.CompleteSecurityKeySignInRequest, context: Any
+    ) -> pb.CompleteSecurityKeySignInResponse:
+        """See sign_in.proto."""
+        state = await self._security_keys.complete(
+            request.sign_in_id, token_of(), request.statement, assertion_of(request.assertion)
+        )
+        return pb.CompleteSecurityKeySignInResponse(state=convert.state(state))
 
     async def WatchSignIn(self, request: pb.WatchSignInRequest, context: Any) -> AsyncIterator[pb.WatchSignInResponse]:
         """See sign_in.proto."""

@@ -14,8 +14,9 @@ from keyvouch_server.domain.model import SignIn, SignInState
 from keyvouch_server.relay import Relay
 from keyvouch_server.rpc import convert
 from keyvouch_server.rpc.interceptors import internal_error
+from keyvouch_server.use_cases.opening import SignInRequest
 from keyvouch_server.use_cases.redemption import Redemptions
-from keyvouch_server.use_cases.sign_in import BegunSignIn, SignInRequest, SignIns
+from keyvouch_server.use_cases.sign_in import BegunSignIn, SignIns
 
 OPEN_PER_STREAM: Final = 4096
 """Sign-ins one SignInSession stream may have open at a time."""
@@ -23,7 +24,6 @@ BACKLOG: Final = 512
 """Messages of one stream under way or waiting to be sent; the client's next ones are read when there is room (G4)."""
 
 _log = logging.getLogger("keyvouch.rpc")
-_METHODS = (common.SIGN_IN_METHOD_APPROVAL, common.SIGN_IN_METHOD_ACCESS_PASS)
 
 
 class SignInStream:
@@ -213,8 +213,20 @@ def begun_message(begun: BegunSignIn) -> pb.BeginSignInResponse:
         sign_in_token=begun.token,
         number=begun.sign_in.number,
         expires_at=begun.sign_in.expires_at,
-        methods=_METHODS,
+        methods=_methods(begun),
     )
+
+
+def _methods(begun: BegunSignIn) -> list[common.SignInMethod.ValueType]:
+    """What the tenant's policy allows, the way that was taken first. Which of them a user has is nobody's to know."""
+    policy = begun.policy
+    allowed = {
+        common.SIGN_IN_METHOD_APPROVAL: policy.approval.enabled,
+        common.SIGN_IN_METHOD_SECURITY_KEY: policy.security_key.enabled,
+        common.SIGN_IN_METHOD_ACCESS_PASS: policy.access_pass.enabled,
+    }
+    taken = common.SIGN_IN_METHOD_SECURITY_KEY if begun.sign_in.security_key else common.SIGN_IN_METHOD_APPROVAL
+    return sorted((method for method, enabled in allowed.items() if enabled), key=lambda method: method != taken)
 
 
 def watched_message(row: SignIn) -> pb.WatchSignInResponse:

@@ -28,6 +28,8 @@ _INVARIANTS: Final = {
     "a session by approval without a consumed sign-in": """
         SELECT id FROM session WHERE kind = 'approval'
         AND id NOT IN (SELECT session_id FROM sign_in WHERE state = 'consumed')""",
+    "a sign-in that could be decided in two ways": """
+        SELECT id FROM sign_in WHERE same_device = 1 AND security_key = 1""",
     "a device without a credential": """
         SELECT id FROM device WHERE id NOT IN (SELECT device_id FROM credential)""",
     "a device whose registration is not complete": """
@@ -48,6 +50,8 @@ _INVARIANTS: Final = {
     "a key that counts for more than its TPM proved": """
         SELECT hex(credential.id) FROM credential JOIN device_tpm USING (device_id)
         WHERE (health = 'failed') = (assurance = proved_assurance)""",
+    "a key with certificates and no authority, or the other way round": """
+        SELECT hex(id) FROM credential WHERE (card_authority = '') <> (card_certificates = x'')""",
     "a key replacement in another tenant than its device": """
         SELECT key_replacement.id FROM key_replacement JOIN device ON device.id = device_id
         WHERE key_replacement.tenant_id <> device.tenant_id""",

@@ -26,6 +26,7 @@ from keyvouch_server.domain.policy import Policy, check_policy
 from keyvouch_server.ports import Above, Below, Duplicate, Snapshot, Transaction
 from keyvouch_server.use_cases.access_passes import AccessPasses, CreatedPass
 from keyvouch_server.use_cases.devices import Devices, RemovedDevice
+from keyvouch_server.use_cases.lock_out import lock_out
 from keyvouch_server.use_cases.sessions import Sessions
 from keyvouch_server.use_cases.world import SERVER, Caller, World, settled, unknown_user
 
@@ -227,8 +228,11 @@ class Administration:
         authorise(caller.user.role, Action.READ_POLICY)
         return await self._world.store.read(lambda tx: self._world.policy_of(tx, caller.user.tenant_id))
 
-    async def update_policy(self, caller: Caller, wanted: Policy) -> Policy:
-        """T3, T4: save a new version over the one the caller has seen."""
+    async def update_policy(self, caller: Caller, wanted: Policy, *, accept_lock_out: bool = False) -> Policy:
+        """T3, T4: save a new version over the one the caller has seen.
+
+        Raises `RefusedError(POLICY_LOCKS_OUT)` where the caller could not sign in again, unless that is accepted.
+        """
         authorise(caller.user.role, Action.CHANGE_POLICY)
         saved = replace(check_policy(wanted), version=wanted.version + 1)
 
@@ -243,10 +247,21 @@ class Administration:
                     fix="Look at the present policy and make the change again.",
                     metadata={"version": str(present.version)},
                 )
-            await tx.insert(PolicyVersion(tenant, saved.version, saved.document(), now, caller.user.id))
+            refusal = await lock_out(tx, self._world, caller.session, present=present, wanted=saved)
+            outcome = refusal.reason.value if refusal and not accept_lock_out else "ok"
+            details = {"lock_out": "accepted"} if refusal and accept_lock_out else {}
             await self._world.audit(
-                tx, "policy.update", actor=caller.user.id, tenant_id=tenant, subject=str(saved.version)
+                tx,
+                "policy.update",
+                actor=caller.user.id,
+                tenant_id=tenant,
+                subject=str(saved.version),
+                outcome=outcome,
+                **details,
             )
+            if refusal and not accept_lock_out:
+                return refusal
+            await tx.insert(PolicyVersion(tenant, saved.version, saved.document(), now, caller.user.id))
             return saved
 
         return settled(await self._world.store.write(work))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from keyvouch.errors import KeyvouchError, Reason, UnauthenticatedError
 from keyvouch.ids import DeviceId, UserId
@@ -11,19 +11,25 @@ from keyvouch_server.domain.authorisation import Action, authorise
 from keyvouch_server.domain.model import Credential, Device, DeviceTpm, SignIn, SignInState, Tenant, User
 from keyvouch_server.domain.names import name_key
 from keyvouch_server.ports import Above, Snapshot, Transaction
+from keyvouch_server.use_cases.cards import CardView, card_of
 from keyvouch_server.use_cases.sessions import Sessions
 from keyvouch_server.use_cases.world import Caller, World, settled, unknown_device, unknown_user
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """A device with its credential, its user and its tenant, and what is known of its TPM if it has one."""
+    """A device with its credential as it counts now, its user and its tenant, and what is known of its TPM if any."""
 
     device: Device
     credential: Credential
     user: User
     tenant: Tenant
     tpm: DeviceTpm | None = None
+
+    @property
+    def card(self) -> CardView | None:
+        """What is shown of the smartcard that holds the key."""
+        return card_of(self.credential)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,10 @@ class Devices:
         user = await tx.get(User, id=device.user_id)
         tenant = await tx.get(Tenant, id=device.tenant_id)
         tpm = await tx.get(DeviceTpm, device_id=device.id)
-        return DeviceView(device, credentials[0], user, tenant, tpm) if credentials and user and tenant else None
+        if not credentials or user is None or tenant is None:
+            return None
+        credential = replace(credentials[0], assurance=self._world.vouched(credentials[0].assurance))
+        return DeviceView(device, credential, user, tenant, tpm)
 
     async def tenant_name(self, caller: Caller) -> str:
         """The name of the caller's tenant."""

@@ -253,24 +253,6 @@ async def check_health(tx: Snapshot, device_id: str, policy: Policy, *, now: int
         decide_health(await tx.get(DeviceTpm, device_id=device_id), policy.health, now=now)
 
 
-async def in_health(tx: Snapshot, credentials: list[Credential], policy: Policy, *, now: int) -> list[Credential]:
-    """KI1: the credentials of devices whose health stands, so that no other is asked.
-
-    Raises `RefusedError(DEVICE_HEALTH)` where there are some and none is left.
-    """
-    fit: list[Credential] = []
-    refusal: RefusedError | None = None
-    for credential in credentials:
-        try:
-            await check_health(tx, credential.device_id, policy, now=now)
-            fit.append(credential)
-        except RefusedError as unfit:
-            refusal = unfit
-    if refusal is not None and not fit:
-        raise refusal
-    return fit
-
-
 async def approved_assurance(tx: Snapshot, sign_in: SignIn) -> str:
     """What an approval is worth now: what its key proved then, or less where the device has failed since."""
     tpm = await tx.get(DeviceTpm, device_id=sign_in.device_id)

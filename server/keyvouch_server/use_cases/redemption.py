@@ -11,10 +11,11 @@ from keyvouch.ids import SignInId
 from keyvouch.proofs import load_proof_key, verify_proof
 from keyvouch.statement import Purpose, redeem_statement
 from keyvouch_server.domain.model import Session, SignIn, SignInState, User
-from keyvouch_server.domain.policy import Policy, decide_approval_enabled, decide_assurance
+from keyvouch_server.domain.policy import Policy, decide_assurance, decide_way, required_by
 from keyvouch_server.domain.sign_in import OPEN, TRANSITIONS, Event, why_not
 from keyvouch_server.ports import Above, OneOf, Transaction
-from keyvouch_server.use_cases.health import approved_assurance, check_health
+from keyvouch_server.use_cases.health import approved_assurance
+from keyvouch_server.use_cases.key_standing import check_device_key
 from keyvouch_server.use_cases.sessions import IssuedSession, Sessions
 from keyvouch_server.use_cases.world import World, settled, sha256, unknown_sign_in
 
@@ -72,10 +73,10 @@ class Redemptions:
             return await self._repeat(tx, row, user, policy)
         try:
             if row.state is SignInState.APPROVED:
-                row = replace(row, assurance=await approved_assurance(tx, row))
-                decide_approval_enabled(policy)
-                await check_health(tx, row.device_id, policy, now=now)
-                decide_assurance(row.assurance, policy.approval.required_assurance)
+                row = replace(row, assurance=self._world.vouched(await approved_assurance(tx, row)))
+                decide_way(policy, row.way)
+                await check_device_key(tx, self._world, row.device_id, policy)
+                decide_assurance(row.assurance, required_by(policy, row.way))
         except KeyvouchError as refusal:
             await self._audit_consumption(tx, row, refusal.reason.value)
             return refusal

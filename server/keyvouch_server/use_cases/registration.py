@@ -14,10 +14,11 @@ from keyvouch.errors import ConflictError, KeyvouchError, Reason, Unauthenticate
 from keyvouch.ids import DEVICE, REGISTRATION, DeviceId, RegistrationId
 from keyvouch.proofs import load_proof_key, spki_sha256, verify_proof
 from keyvouch.statement import Purpose, RegistrationStatement, challenge
-from keyvouch_server.domain.model import Device, ProviderKind, Registration, RegistrationState, User
-from keyvouch_server.domain.names import check_text
-from keyvouch_server.domain.policy import Policy, decide_approval_enabled, decide_device_limit
+from keyvouch_server.domain.model import Device, ProviderKind, Registration, RegistrationState, Tenant, User
+from keyvouch_server.domain.names import check_text, invalid_field
+from keyvouch_server.domain.policy import Policy, decide_device_limit, decide_registration_enabled
 from keyvouch_server.ports import AtMost, Transaction
+from keyvouch_server.use_cases.cards import ProvedCard, verify_card
 from keyvouch_server.use_cases.devices import Devices
 from keyvouch_server.use_cases.registration_completion import (
     Completion,
@@ -27,7 +28,14 @@ from keyvouch_server.use_cases.registration_completion import (
 )
 from keyvouch_server.use_cases.tpm_ceremony import BegunTpm, draw_ceremony_key, seal_ceremony_key
 from keyvouch_server.use_cases.tpm_evidence import ProvedTpm, anchors_for, expected_tpm, verify_tpm_answer
-from keyvouch_server.use_cases.world import Caller, World, settled, sha256, unknown_registration
+from keyvouch_server.use_cases.world import (
+    Caller,
+    World,
+    registration_consumed,
+    settled,
+    sha256,
+    unknown_registration,
+)
 
 LIFETIME_SECONDS: Final = 600
 """How long a registration may take (T13)."""
@@ -85,7 +93,7 @@ class Registrations:
         async def work(tx: Transaction) -> BegunRegistration | KeyvouchError:
             await self._world.must_stand(tx, caller)
             policy = await self._world.policy_of(tx, caller.user.tenant_id)
-            refusal = await self._may_register(tx, caller.user, policy)
+            refusal = await self._may_register(tx, caller.user, policy, request.provider)
             if refusal is not None:
                 await self._audit_begin(tx, caller, "", refusal.reason.value)
                 return refusal
@@ -105,10 +113,12 @@ class Registrations:
         async with self._drawing:
             return await asyncio.to_thread(draw_ceremony_key, verifies)
 
-    async def _may_register(self, tx: Transaction, user: User, policy: Policy) -> KeyvouchError | None:
+    async def _may_register(
+        self, tx: Transaction, user: User, policy: Policy, provider: ProviderKind
+    ) -> KeyvouchError | None:
         devices = await tx.find(Device, {"user_id": user.id}, order="id")
         try:
-            decide_approval_enabled(policy)
+            decide_registration_enabled(policy, provider)
             decide_device_limit(policy, [f"{d.display_name} ({d.id})" for d in devices])
         except KeyvouchError as refusal:
             return refusal
@@ -160,7 +170,8 @@ class Registrations:
         """Verify the answer and register the device.
 
         1. find the ceremony by its token; 2. the same answer again gets the same reply; 3. verify the
-        attestation and the channel key's proof over this statement, and a TPM's evidence against its transcript;
+        attestation and the channel key's proof over this statement, a TPM's evidence against its transcript, and
+        certificates of an organisation for this user;
         4. policy on what was proved (PS8, H8, PS17); 5. `pending -> complete`, device, credential, TPM, audit in one
         transaction, in which an older device of the same user in the same TPM goes; 6. device certificate.
         """
@@ -171,11 +182,12 @@ class Registrations:
             return await self._repeat(row, answer)
         try:
             evidence, tpm = self._verify(row, answer)
+            card = await self._verify_card(row, answer, evidence)
         except Exception as failed:  # whatever it is: the device stays absent, and there is a trace of it (TPM9)
             await self._audit_refusal(row, failed)
             raise
         chain = self._world.keys.device_certificate(row.device_id, row.tenant_id, row.channel_key)
-        work = Completion(self._world, self._devices, row, answer, evidence, tpm, chain)
+        work = Completion(self._world, self._devices, row, answer, evidence, tpm, card, chain)
         try:
             written = await self._world.store.write(work.run)
         except (ConflictError, UnauthenticatedError) as undone:  # and its audit record with it
@@ -200,6 +212,19 @@ class Registrations:
         if prepared is None:
             return evidence, None
         return evidence, verify_tpm_answer(evidence, answer.tpm, prepared=prepared, row=row)
+
+    async def _verify_card(
+        self, row: Registration, answer: RegistrationAnswer, evidence: VerifiedRegistration
+    ) -> ProvedCard | None:
+        if answer.card is None:
+            return None
+        if row.tpm:
+            raise invalid_field("card", "nothing in a registration with a TPM, whose keys are made in it")
+        user = await self._world.store.read(lambda tx: tx.get(User, id=row.user_id))
+        tenant = await self._world.store.read(lambda tx: tx.get(Tenant, id=row.tenant_id))
+        if user is None or tenant is None:
+            raise registration_consumed()
+        return verify_card(self._world, evidence, answer.card, user=user, tenant=tenant)
 
     async def _audit_refusal(self, row: Registration, failed: Exception) -> None:
         reason = failed.reason if isinstance(failed, KeyvouchError) else Reason.INTERNAL

@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 
+from keyvouch import cbor
+from keyvouch.assurance import Assurance
 from keyvouch.attestation import VerifiedRegistration, assurance_of
+from keyvouch.attestation.evidence import PivFacts
 from keyvouch.errors import ConflictError, KeyvouchError, Reason, RefusedError, UnauthenticatedError
 from keyvouch.ids import CredentialId
+from keyvouch_server.domain.authenticators import Model, decide_model
 from keyvouch_server.domain.health import heard
 from keyvouch_server.domain.model import (
     AccessPass,
@@ -21,12 +25,14 @@ from keyvouch_server.domain.model import (
     User,
 )
 from keyvouch_server.domain.policy import (
-    decide_approval_enabled,
     decide_assurance,
+    decide_card_pin,
     decide_device_limit,
     decide_pin_limit,
+    decide_registration_enabled,
 )
 from keyvouch_server.ports import Above, Duplicate, Snapshot, Transaction
+from keyvouch_server.use_cases.cards import ProvedCard, certificate_hash, pin_policy_of
 from keyvouch_server.use_cases.devices import Devices, RemovedDevice
 from keyvouch_server.use_cases.tpm_evidence import ProvedTpm, TpmAnswer
 from keyvouch_server.use_cases.tpm_preparation import decide_identity, endorsement_key_hash
@@ -35,17 +41,23 @@ from keyvouch_server.use_cases.world import World, registration_consumed, regist
 
 @dataclass(frozen=True, slots=True)
 class RegistrationAnswer:
-    """What the agent sends back: the authenticator's response, a signature of the channel key, evidence of a TPM."""
+    """What the agent sends back: the authenticator's response, a signature of the channel key, and beside them evidence
+    of a TPM, or certificates (DER) for a key on a smartcard.
+    """
 
     client_data: bytes
     attestation_object: bytes
     channel_proof: bytes
     tpm: TpmAnswer | None = None
+    card: tuple[bytes, ...] | None = None
 
     def digest(self) -> bytes:
         """SHA-256 over the parts that do not change when the same answer is sent again."""
         credential = hashlib.sha256(self.client_data).digest() + self.attestation_object
-        return hashlib.sha256(credential if self.tpm is None else credential + self.tpm.encode()).digest()
+        beside = b"" if self.tpm is None else self.tpm.encode()
+        if self.card is not None:
+            beside += b"card" + cbor.encode(list(self.card))
+        return hashlib.sha256(credential + beside).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +109,7 @@ class Completion:
     answer: RegistrationAnswer
     evidence: VerifiedRegistration
     tpm: ProvedTpm | None
+    card: ProvedCard | None
     chain: tuple[bytes, ...]
 
     async def run(self, tx: Transaction) -> RegisteredDevice | KeyvouchError:
@@ -144,7 +157,14 @@ class Completion:
 
     @property
     def _assurance(self) -> str:
-        return self.tpm.assurance if self.tpm else assurance_of(self.evidence).text()
+        proved = self.tpm or self.card
+        return proved.assurance if proved else assurance_of(self.evidence).text()
+
+    @property
+    def _model(self) -> Model:
+        evidence = self.evidence
+        said = Assurance.parse(self._assurance)
+        return Model(evidence.aaguid, evidence.attestation.format, said.provenance, said.protection)
 
     async def _older_devices(self, tx: Transaction) -> list[Device]:
         """The user's devices in this very TPM: a new registration takes their place."""
@@ -159,9 +179,11 @@ class Completion:
         policy = await self.world.policy_of(tx, self.row.tenant_id)
         devices = await tx.find(Device, {"user_id": self.row.user_id}, order="id")
         try:
-            decide_approval_enabled(policy)
+            decide_registration_enabled(policy, self.row.provider)
             decide_device_limit(policy, [f"{d.display_name} ({d.id})" for d in devices if d not in older])
+            decide_model(policy.registration.authenticators, self._model)
             decide_assurance(self._assurance, policy.registration.required_assurance)
+            decide_card_pin(policy, pin_policy_of(self._assurance, self.answer.attestation_object))
             if self.tpm is not None:
                 decide_pin_limit(policy, self.tpm.prepared.pin_limit)
                 await decide_identity(tx, self.row, self.tpm.prepared.endorsement_key, policy)
@@ -212,6 +234,8 @@ class Completion:
             client_data=self.answer.client_data,
             assurance=self._assurance,
             created_at=self.world.clock.now(),
+            card_authority=self.card.verified.authority.name if self.card else "",
+            card_certificates=self.card.stored if self.card else b"",
         )
 
     def _device_tpm(self, proved: ProvedTpm) -> DeviceTpm:
@@ -257,7 +281,27 @@ class Completion:
             outcome=outcome,
             assurance=self._assurance,
             format=self.evidence.attestation.format,
+            **self._card_details(),
         )
+
+    def _card_details(self) -> dict[str, str]:
+        """For the audit log: which card, as its attestation says, and by which certificate the key is the user's."""
+        details, facts = {}, self.evidence.attestation.facts
+        if isinstance(facts, PivFacts):
+            details = {
+                "slot": facts.slot,
+                "firmware": facts.firmware,
+                "serial": "" if facts.serial is None else str(facts.serial),
+                "pin_policy": facts.pin_policy,
+                "touch_policy": facts.touch_policy,
+            }
+        if self.card is not None:
+            leaf = self.card.verified.path[0]
+            details |= {
+                "card_authority": self.card.verified.authority.name,
+                "certificate": certificate_hash(leaf).hex(),
+            }
+        return details
 
 
 def _session_ended() -> UnauthenticatedError:

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 
 from keyvouch.errors import KeyvouchError
 from keyvouch.ids import SignInId
-from keyvouch_server.domain.model import Device, Prompt, SignIn, SignInState, User
+from keyvouch_server.domain.model import Device, Prompt, SignIn, SignInState, SignInWay, User
 from keyvouch_server.ports import Snapshot, Transaction
-from keyvouch_server.use_cases.decisions import Answer, Decisions
+from keyvouch_server.use_cases.decisions import Decisions
 from keyvouch_server.use_cases.devices import removed
+from keyvouch_server.use_cases.judgement import Answer
+from keyvouch_server.use_cases.opening import Opened, Openings, SignInRequest, check_app
 from keyvouch_server.use_cases.redemption import Redemptions
 from keyvouch_server.use_cases.sessions import IssuedSession
-from keyvouch_server.use_cases.sign_in import Opened, SignInRequest, SignIns, check_app
 from keyvouch_server.use_cases.world import World, settled, sha256, unknown_sign_in
 
 
@@ -43,9 +44,9 @@ class Completed:
 class SameDeviceSignIns:
     """Sign-ins whose client is the device that approves them."""
 
-    def __init__(self, world: World, sign_ins: SignIns, decisions: Decisions, redemptions: Redemptions) -> None:
+    def __init__(self, world: World, openings: Openings, decisions: Decisions, redemptions: Redemptions) -> None:
         self._world = world
-        self._sign_ins = sign_ins
+        self._openings = openings
         self._decisions = decisions
         self._redemptions = redemptions
 
@@ -58,10 +59,9 @@ class SameDeviceSignIns:
         check_app(request)
         token = self._world.secret("kvs")
         work = settled(await self._world.store.write(lambda tx: self._begin(tx, device, request, certificate, token)))
-        sign_in, prompts, superseded = work
-        for old, old_prompts in superseded:
+        for old, old_prompts in work.superseded:
             self._world.announcer.sign_in(old, old_prompts)
-        return BegunOnDevice(sign_in, prompts[0], token)
+        return BegunOnDevice(work.sign_in, work.prompts[0], token)
 
     async def _begin(
         self, tx: Transaction, device: Device, request: SignInRequest, certificate: bytes, token: str
@@ -69,7 +69,9 @@ class SameDeviceSignIns:
         user = await tx.get(User, id=device.user_id)
         if user is None or await tx.get(Device, id=device.id) is None:
             return removed()
-        return await self._sign_ins.open(tx, user, request, certificate, token, device=device)
+        return await self._openings.open(
+            tx, user, request, certificate, token, way=SignInWay.SAME_DEVICE, device=device
+        )
 
     async def complete(
         self, device: Device, sign_in_id: str, token: str, answer: Answer, certificate: bytes
@@ -81,7 +83,7 @@ class SameDeviceSignIns:
         which gives the same session again: the row remembers which statement decided it.
         """
         row = await self._world.store.read(lambda tx: self._own(tx, device, sign_in_id, token, answer.prompt_id))
-        answered = await self._decisions.answer(device, answer, same_device=True)
+        answered = await self._decisions.answer(device, answer, way=SignInWay.SAME_DEVICE)
         if answered.refusal is not None and not await self._decided(row.id, answer):
             raise answered.refusal
         if answered.state in (SignInState.DENIED, SignInState.REPORTED):

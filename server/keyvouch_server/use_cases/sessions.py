@@ -11,22 +11,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from keyvouch import base64url
+from keyvouch.assurance import Assurance
 from keyvouch.errors import EvidenceError, MalformedError, NotFoundError, Reason, UnauthenticatedError
 from keyvouch.ids import SESSION, AccessPassId, DeviceId, SessionId, UserId
 from keyvouch.proofs import load_proof_key, verify_proof
 from keyvouch.statement import Purpose, proof_statement
 from keyvouch.tokens import AccessTokenClaims
-from keyvouch_server.domain.model import AccessPass, Device, Session, SessionKind, SignIn, User
+from keyvouch_server.domain.model import AccessPass, Device, Session, SessionKind, SignIn, SignInWay, User
 from keyvouch_server.domain.policy import Policy, access_pass_end
 from keyvouch_server.ports import Above, Plus, Snapshot, Transaction
 from keyvouch_server.use_cases.world import Caller, World, session_revoked, settled, sha256
 
 ACR_NUMBER_MATCHED = "number-matched"
 ACR_PHISHING_RESISTANT = "phishing-resistant"
-"""P3: only of sign-ins whose client is the device that approves. Matching a number never earns it."""
+"""P3: only of sign-ins whose client is the device that approves, or holds the security key and has made sure for which
+server it signs. Matching a number never earns it.
+"""
 ACR_ACCESS_PASS = "access-pass"
 AMR_APPROVAL = "pop pin mfa"
 """PS7: possession of the key and the PIN that unlocks it: two factors, no second prompt (RFC 8176)."""
+AMR_SECURITY_KEY = "user pin mfa"
+"""Beside where the key is: a touch, and the PIN or whatever else the key takes for it."""
 AMR_ACCESS_PASS = "otp"
 SELF_AUDIENCE = "keyvouch"
 """Audience of tokens that are meant for this server alone."""
@@ -65,8 +70,8 @@ class Sessions:
             app_id=row.app_id,
             app_name=row.app_name,
             audience=row.audience,
-            amr=AMR_APPROVAL,
-            acr=ACR_PHISHING_RESISTANT if row.same_device else ACR_NUMBER_MATCHED,
+            amr=_amr_of(row),
+            acr=ACR_NUMBER_MATCHED if row.way is SignInWay.PROMPT else ACR_PHISHING_RESISTANT,
             assurance=row.assurance,
             proof_key=row.proof_key,
             proof_thumbprint=row.proof_thumbprint,
@@ -303,6 +308,21 @@ class Sessions:
         while page := await tx.find(Session, {**live, "id": Above(found[-1].id if found else "")}, order="id"):
             found += page
         return found
+
+
+def way_of(session: Session) -> SignInWay:
+    """By which way the approval came that opened a session."""
+    if session.certificate_bound:
+        return SignInWay.SAME_DEVICE
+    return SignInWay.SECURITY_KEY if session.acr == ACR_PHISHING_RESISTANT else SignInWay.PROMPT
+
+
+def _amr_of(row: SignIn) -> str:
+    """What was proved, in the words of RFC 8176. A key counts as one in hardware only where somebody vouches for it."""
+    if row.way is not SignInWay.SECURITY_KEY:
+        return AMR_APPROVAL
+    in_hardware = bool(row.assurance) and Assurance.parse(row.assurance).protection.is_hardware
+    return f"{'hwk' if in_hardware else 'swk'} {AMR_SECURITY_KEY}"
 
 
 def check_own_audience(session: Session) -> None:

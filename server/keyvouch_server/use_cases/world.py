@@ -7,13 +7,14 @@ import json
 from dataclasses import dataclass, field
 
 from keyvouch import base64url
+from keyvouch.assurance import Assurance, Protection, Provenance, Verification
 from keyvouch.attestation import TrustStore
 from keyvouch.errors import ConflictError, KeyvouchError, NotFoundError, Reason, RefusedError, UnauthenticatedError
 from keyvouch.ids import ID_ENTROPY, ServerId, TenantId, UserId, new_id
 from keyvouch_server.domain.model import AuditRecord, PolicyVersion, Session, Tenant, User
 from keyvouch_server.domain.names import name_key
 from keyvouch_server.domain.policy import Policy
-from keyvouch_server.ports import Announcer, Clock, EkTrust, Entropy, Keys, Snapshot, Store, T, Transaction
+from keyvouch_server.ports import Announcer, CardTrust, Clock, EkTrust, Entropy, Keys, Snapshot, Store, T, Transaction
 
 ANONYMOUS = "anonymous"
 SERVER = "server"
@@ -33,6 +34,11 @@ class ServerFacts:
     def agent_origin(self) -> str:
         """The one origin a device agent may write into its client data."""
         return f"keyvouch-agent://{self.rp_id}"
+
+    @property
+    def client_origin(self) -> str:
+        """The one origin a client may write there that uses a security key by itself."""
+        return f"keyvouch-client://{self.rp_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,8 @@ class World:
     """What may vouch for authenticators at registration."""
     endorsers: EkTrust = field(default_factory=lambda: EkTrust(TrustStore()))
     """Who may vouch for endorsement keys of TPMs."""
+    cards: CardTrust = field(default_factory=CardTrust)
+    """Who may certify whose key it is."""
     policies: dict[str, Policy] = field(default_factory=dict)
     """Parsed policies by their stored text; bounded in `policy_of`."""
 
@@ -67,6 +75,25 @@ class World:
     def secret(self, prefix: str) -> str:
         """A fresh opaque secret of 256 bits with a prefix that makes it recognisable in a leak."""
         return f"{prefix}_{base64url.encode(self.entropy.token(32))}"
+
+    def vouched(self, assurance: str) -> str:
+        """H6, H8: what a key proves now, of which its registration proved `assurance`.
+
+        An anchor that this server does not know any more vouches for nothing. What is recorded stays: it counts again
+        when the anchor comes back. What a card authority promises of its keys is what it promises now.
+        """
+        anchor = "".join(assurance.split("/", 3)[3:])
+        if not anchor:
+            return assurance
+        if Assurance.parse(assurance).provenance is Provenance.CERTIFIED:
+            authority = self.cards.named(anchor)
+            if authority is not None:
+                verified = Assurance.parse(assurance).verification is not Verification.NONE
+                return authority.assurance.in_ceremony(user_verified=verified).text()
+        elif anchor in self.anchors.names or anchor in self.endorsers.anchors.names:
+            return assurance
+        gated = min(Assurance.parse(assurance).verification, Verification.SOFTWARE_GATED)
+        return Assurance(Protection.SOFTWARE, gated, Provenance.UNATTESTED).text()
 
     async def policy_of(self, tx: Snapshot, tenant: TenantId) -> Policy:
         """The tenant's present policy."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import ceremonies, certificates, containers, leaves, metadata, signed, tpm
+from . import cards, ceremonies, certificates, containers, leaves, metadata, signed, tpm
 from .target import SECONDS_PER_INPUT, Shape, Target
 
 __all__ = ["SECONDS_PER_INPUT", "TARGETS", "Shape", "Target"]
 
 TARGETS: Mapping[str, Target] = {
     target.name: target
-    for module in (containers, signed, ceremonies, leaves, certificates, tpm, metadata)
+    for module in (containers, signed, ceremonies, leaves, certificates, cards, tpm, metadata)
     for target in module.TARGETS
 }

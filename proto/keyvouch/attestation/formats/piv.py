@@ -43,7 +43,7 @@ from keyvouch.attestation.formats.certified import (
 from keyvouch.attestation.trust import TrustStore
 from keyvouch.webauthn import AttestationObject
 
-__all__ = ["verify"]
+__all__ = ["read_facts", "verify"]
 
 _ARC = "1.3.6.1.4.1.41482.3"
 _FIRMWARE = x509.ObjectIdentifier(f"{_ARC}.3")
@@ -92,7 +92,7 @@ def verify(
     path = trusted_path(attested, certificates, anchors=anchors, instant=instant, aaguid=b"")
     leaf = certificates[0]
     check_same_key(subject_key(leaf), credential)
-    facts = _facts(leaf)
+    facts = read_facts(leaf)
     return AttestationEvidence(
         "piv",
         Provenance.ATTESTED,
@@ -104,7 +104,8 @@ def verify(
     )
 
 
-def _facts(leaf: x509.Certificate) -> PivFacts:
+def read_facts(leaf: x509.Certificate) -> PivFacts:
+    """Read what the certificate of a slot states: checks 6 and 7 of `verify`, which has to come before."""
     check_not_authority(leaf)
     slot = _slot(leaf)
     firmware = _bytes(leaf, _FIRMWARE, 3, "firmware version")
