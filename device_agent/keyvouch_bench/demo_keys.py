@@ -1,6 +1,8 @@
 """What holds the keys in the demonstration: a TPM of this computer, an emulated one, or software; and why.
 
-with chosen("") as keys:          the best there is; or "tpm", "software"
+With `fido2` Ada has a security key, an emulated one: somebody's real key is not for demonstrations.
+
+with chosen("") as keys:          the best there is; or "tpm", "fido2", "software"
     keys.told                     which one and why, a sentence
     keys.trust(server.data)       let a server believe the makers of emulated TPMs
     keys.settings(0)              text of the agent.toml of the first person
@@ -10,9 +12,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -41,12 +43,20 @@ class DemoKeys:
     tcti: str = ""
     vouched: bool = True
     """Whether the server of the demonstration believes the maker of the real one."""
+    command: tuple[str, ...] = ()
+    """How the security key was started; empty where there is none."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What the programs need to find it."""
 
     def provider(self, person: int) -> str:
-        """The kind of provider of a person. There is one real TPM, and Ada, the second one, has it."""
+        """The kind of provider of a person. There is one real TPM, or one security key, and Ada, the second, has it."""
         if self.emulated:
             return "tpm"
-        return "tpm" if self.tcti and person == PEOPLE - 1 else "software"
+        if person != PEOPLE - 1:
+            return "software"
+        if self.command:
+            return "fido2"
+        return "tpm" if self.tcti else "software"
 
     def settings(self, person: int) -> str:
         """What goes into the agent.toml of a person, empty for nothing."""
@@ -70,10 +80,16 @@ class DemoKeys:
 def chosen(wanted: str, folder: Path) -> Iterator[DemoKeys]:
     """The provider that is wanted, or for an empty text the best there is.
 
-    Raises `UnavailableError` where the one that is wanted cannot be had.
+    Where there can be no security key, the best of the others takes its place and says why. Raises `UnavailableError`
+    where a TPM is wanted and cannot be had.
     """
     with ExitStack() as stack:
         why: list[str] = []
+        if wanted == "fido2":
+            key = _security_key(stack, folder, why)
+            if key is not None:
+                yield key
+                return
         if wanted != "software":
             keys = _real(why) or _emulated(stack, folder, why)
             if keys is not None:
@@ -81,7 +97,7 @@ def chosen(wanted: str, folder: Path) -> Iterator[DemoKeys]:
                 return
             if wanted == "tpm":
                 raise _no_tpm(" ".join(why))
-        reason = "as you asked" if wanted else " ".join(why)
+        reason = "as you asked" if wanted == "software" else " ".join(why)
         yield DemoKeys(f"Key provider: software ({reason.rstrip('.')}). The keys say so wherever they appear.")
 
 
@@ -152,6 +168,22 @@ def _emulated(stack: ExitStack, folder: Path, why: list[str]) -> DemoKeys | None
         return None
     told = "Key provider: emulated TPMs (swtpm), one for each person, with the code paths of a real one."
     return DemoKeys(f"{told} {why[0] if why else ''}".strip(), emulated=tuple(tpms))
+
+
+def _security_key(stack: ExitStack, folder: Path, why: list[str]) -> DemoKeys | None:
+    """One security key, emulated, on a virtual reader that only this demonstration sees."""
+    from keyvouch_bench.demo_security_key import served_key  # noqa: PLC0415 - rarely wanted
+
+    try:
+        key = stack.enter_context(served_key(folder))
+    except KeyvouchError as error:
+        why.append(f"There can be no security key here. {error}")
+        return None
+    told = (
+        "Key provider: an EMULATED security key for Ada, on a virtual card reader, through a real pcscd. It is no "
+        "hardware: its keys are in a file, and nobody has to touch it. The administrator's key is in software."
+    )
+    return DemoKeys(told, command=key.command, environment=key.environment)
 
 
 def _made(path: Path) -> Path:

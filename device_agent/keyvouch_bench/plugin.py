@@ -1,5 +1,7 @@
 """The pytest plugin `keyvouch`: fresh emulated TPMs for tests, or a real one with `--tpm-device`.
 
+What it has for security keys and for servers is in `keyvouch_bench.fido_plugin`.
+
     def test_it(tpm):                        # a TPM of its own, running; `tpm.tcti` says how to reach it
     @pytest.mark.tpm_profile("with-srk")     # one that its maker left in another state: `Profile` has them all
     def test_two(tpm_factory):               # as many as the test needs: tpm_factory(chip=0), tpm_factory(chip=1)
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from keyvouch_bench.swtpm import Swtpm, SwtpmFactory
     from keyvouch_bench.tpm_contents import TpmDevice
     from keyvouch_bench.tpm_faults import FaultyTpm
+
+pytest_plugins = ["keyvouch_bench.card_plugin", "keyvouch_bench.fido_plugin"]
 
 PROFILE_MARKER: Final = "tpm_profile"
 

@@ -1,6 +1,7 @@
 """`./run bench`: whole durable sign-ins against a real server process, beside the floor of this machine.
 `./run bench verification`: verifying assertions and registrations of every format, beside what other libraries need.
 `./run bench tpm`: registration and approval with an emulated TPM, split into TPM, agent, wire and server.
+`./run bench fido`: commands to our authenticator, in this process and through a real pcscd.
 
     floor         one P-256 verification (key object kept) and one ES256 token signature: what no design can avoid
     unary         BeginSignIn, WatchSignIn, RedeemSignIn per sign-in
@@ -156,7 +157,11 @@ def main() -> int:
         prog="./run bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "part", nargs="?", default="sign-ins", choices=("sign-ins", "verification", "tpm"), help="what to measure"
+        "part",
+        nargs="?",
+        default="sign-ins",
+        choices=("sign-ins", "verification", "tpm", "fido"),
+        help="what to measure",
     )
     parser.add_argument("--clients", type=int, default=64, help="sign-ins under way at a time (default: 64)")
     parser.add_argument("--streams", type=int, default=4, help="SignInSession streams they share (default: 4)")
@@ -164,7 +169,7 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=2, help="runs of each flow (default: 2)")
     parser.add_argument("--flow", default="", choices=("unary", "multiplexed"), help="measure one flow only")
     parser.add_argument(
-        "--rounds", type=int, default=15, help="verification, tpm: rounds of which the median counts (15)"
+        "--rounds", type=int, default=15, help="verification, tpm, fido: rounds of which the median counts (15)"
     )
     parser.add_argument("--peers", action="store_true", help="verification: measure other libraries, too")
     parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
@@ -173,6 +178,8 @@ def main() -> int:
         return verification(arguments)
     if arguments.part == "tpm":
         return emulated_tpm(arguments)
+    if arguments.part == "fido":
+        return virtual_fido(arguments)
     with tempfile.TemporaryDirectory(prefix="keyvouch-bench-") as folder, ServerProcess.make(Path(folder)) as server:
         server.start()
         result = asyncio.run(bench(server, arguments))
@@ -199,6 +206,16 @@ def emulated_tpm(arguments: argparse.Namespace) -> int:
     from tpm import measure_tpm, table
 
     result = measure_tpm(rounds=arguments.rounds, cpu=cpu_seconds, say=say)
+    shown = json.dumps({"machine": machine()} | result, indent=1) if arguments.json else table(result)
+    sys.stdout.write(shown + "\n")
+    return 0
+
+
+def virtual_fido(arguments: argparse.Namespace) -> int:
+    """Measure our authenticator; print a table or JSON."""
+    from fido import measure_fido, table
+
+    result = measure_fido(rounds=arguments.rounds, say=say)
     shown = json.dumps({"machine": machine()} | result, indent=1) if arguments.json else table(result)
     sys.stdout.write(shown + "\n")
     return 0
