@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from threading import Event
 from typing import Any
 
@@ -11,6 +12,7 @@ from fido2.ctap import CtapError
 from keyvouch.errors import DeviceError, Reason, RefusedError, UsageError
 from keyvouch.ids import CredentialId
 from keyvouch.webauthn import AttestationObject, AuthenticatorData, CollectedClientData, Flags
+from keyvouch_agent.authenticator.vault import SOFTWARE_AAGUID
 from keyvouch_agent.pin_standing import check_pin_usable, describe_pin
 from keyvouch_agent.ports import Gate, GateOffer, KeyCreation, KeyProtection, KeyUse, Pin, ProviderKind
 from keyvouch_agent.providers.ctap_requests import CredentialWish
@@ -80,6 +82,11 @@ def test_capabilities_are_told_without_a_touch_H4(provider: RoamingProvider, key
     assert (found.pin_is_set, found.pin_retries_left, found.connected) == (True, 8, True)
     assert found.aaguid == key.vault.properties.aaguid
     assert not key.finger.asked
+
+
+def test_our_own_authenticator_in_software_is_called_that_H9(provider: RoamingProvider, key: KeyOnBench) -> None:
+    key.vault.properties = replace(key.vault.properties, aaguid=SOFTWARE_AAGUID)
+    assert provider.capabilities().key_protection is KeyProtection.SOFTWARE
 
 
 def test_another_servers_request_is_refused(provider: RoamingProvider, ui: Person, key: KeyOnBench) -> None:

@@ -23,12 +23,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, unique
-from typing import Protocol
+from typing import Final, Protocol
 
 from keyvouch.ids import CredentialId
 from keyvouch_agent.authenticator.ports import PinEntry
 
 __all__ = [
+    "SOFTWARE_AAGUID",
     "Attestation",
     "AuthenticatorSettings",
     "CredProtect",
@@ -46,6 +47,9 @@ __all__ = [
 
 PIN_HASH_LENGTH = 16
 """Bytes of SHA-256(PIN) that CTAP hands over at verification."""
+
+SOFTWARE_AAGUID: Final = bytes.fromhex("f9c589359e1745d1bf8698d773afe2ee")
+"""Names the software vault in every attestation. It says nothing about who runs it."""
 
 MAX_CRED_BLOB = 32
 """Bytes of a credBlob (section 12.2 asks for at least 32)."""

@@ -12,6 +12,7 @@ from threading import Event, Lock
 
 from keyvouch.errors import DeviceError, Reason
 from keyvouch.ids import CredentialId
+from keyvouch_agent.authenticator.vault import SOFTWARE_AAGUID
 from keyvouch_agent.ports import (
     Gate,
     HealthReport,
@@ -144,7 +145,7 @@ class RoamingProvider:
             kind=ProviderKind.FIDO2,
             name=key.name,
             algorithms=standing.algorithms or (_ES256,),
-            key_protection=KeyProtection.HARDWARE,
+            key_protection=_protection(standing.aaguid),
             uv_by=Gate.AUTHENTICATOR,
             up_by=Gate.AUTHENTICATOR,
             pin_is_set=standing.pin_is_set,
@@ -177,3 +178,8 @@ class RoamingProvider:
             attestation_formats=(),
             connected=connected,
         )
+
+
+def _protection(aaguid: bytes) -> KeyProtection:
+    """A key that says it is our own authenticator over the software vault is a program, and is called so here."""
+    return KeyProtection.SOFTWARE if aaguid == SOFTWARE_AAGUID else KeyProtection.HARDWARE

@@ -28,6 +28,7 @@ from keyvouch.ids import CredentialId
 from keyvouch_agent.authenticator.ports import Entropy
 from keyvouch_agent.authenticator.vault import (
     PIN_HASH_LENGTH,
+    SOFTWARE_AAGUID,
     Attestation,
     AuthenticatorSettings,
     Credential,
@@ -52,9 +53,6 @@ from keyvouch_agent.vaults.software.sealed_key import (
 from keyvouch_agent.vaults.software.vault_file import PinRecord, VaultState
 
 __all__ = ["SOFTWARE_AAGUID", "SoftwareVault"]
-
-SOFTWARE_AAGUID: Final = bytes.fromhex("f9c589359e1745d1bf8698d773afe2ee")
-"""Names the software vault in every attestation. It says nothing about who runs it."""
 
 FILE_NAME: Final = "vault.cbor"
 MAX_KEYS: Final = 256
