@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(arguments: argparse.Namespace, home: object, output: object) -> int:
     import importlib
 
-    command = f"tpm {arguments.errand}" if arguments.command == "tpm" else arguments.command
+    errand = getattr(arguments, "errand", None)
+    command = f"{arguments.command} {errand}" if errand else arguments.command
     module, function = _COMMANDS[command]
     perform = getattr(importlib.import_module(f"keyvouch_agent.commands.{module}"), function)
     return perform(arguments, home, output) or 0
@@ -69,6 +70,7 @@ _COMMANDS = {
     "tpm status": ("tpm_status", "status"),
     "tpm unlock": ("tpm", "unlock"),
     "tpm forget": ("tpm", "forget"),
+    "authenticator serve": ("authenticator", "serve_authenticator"),
 }
 
 
@@ -96,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_prompt(approve)
     approve.add_argument("--number", metavar="DIGITS", help="the number shown where you sign in; else it is asked")
     _add_descriptor(approve, "--pin-fd", "the PIN")
+    _add_last_try(approve)
     _add_prompt(command("deny", "Deny a sign-in request."))
     _add_prompt(command("report", "Deny a sign-in request and report that it was not you."))
     _add_sign_in(command("sign-in", "Sign in for an app on this device; prints the session's tokens."))
@@ -106,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_pin(command("pin", "Set or change the PIN of a key provider, or show its tries left."))
     _add_rekey(command("rekey", "Put a new key in the place of an account's key in the TPM, behind the same PIN."))
     _add_tpm(command("tpm", "Look at the TPM, end its lockout, take away what Keyvouch left in it."))
+    _add_authenticator(command("authenticator", "Be a security key for other programs."))
     return parser
 
 
@@ -124,8 +128,22 @@ def _add_descriptor(parser: argparse.ArgumentParser, name: str, what: str) -> No
 
 def _add_provider(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--provider", choices=("software", "tpm"), metavar="KIND", help="what holds the key: tpm, software"
+        "--provider",
+        choices=("software", "tpm", "fido2", "smartcard"),
+        metavar="KIND",
+        help="what holds the key: tpm, fido2 (a security key), smartcard (or any PKCS#11 token), software",
     )
+
+
+def _add_last_try(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--last-try", action="store_true", help="try the PIN of a card although a wrong one would block it"
+    )
+
+
+def _add_module(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--token", metavar="URI", help="which card or token, as pkcs11:serial=...; else the only one")
+    parser.add_argument("--module", metavar="PATH", help="the PKCS#11 module; else that of agent.toml, else OpenSC's")
 
 
 def _add_enroll(parser: argparse.ArgumentParser) -> None:
@@ -137,6 +155,12 @@ def _add_enroll(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", metavar="NAME", help="what this device is called in lists; else its host name")
     parser.add_argument("--replace", action="store_true", help="register anew an account that is enrolled here already")
     _add_provider(parser)
+    _add_module(parser)
+    parser.add_argument("--key", metavar="KEY", help="an existing key of the card: slot 9a or 9c, or a pkcs11: URI")
+    parser.add_argument(
+        "--certificate", action="store_true", help="show the server the organisation's certificate of that key"
+    )
+    _add_last_try(parser)
     _add_descriptor(parser, "--pin-fd", "the PIN")
     _add_descriptor(parser, "--access-pass-fd", "the Temporary Access Pass")
 
@@ -147,6 +171,7 @@ def _add_sign_in(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--app-name", metavar="NAME", help="its name; else its id is shown")
     parser.add_argument("--audience", metavar="A", help="whom the access token is for; else the app itself")
     parser.add_argument("--message", metavar="TEXT", help="a sentence that names the act")
+    _add_last_try(parser)
     _add_descriptor(parser, "--pin-fd", "the PIN")
 
 
@@ -160,6 +185,8 @@ def _add_pin(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("account", nargs="?", metavar="ACCOUNT", help="user name or device id, where there are several")
     parser.add_argument("--status", action="store_true", help="only show where the PIN stands")
     _add_provider(parser)
+    _add_module(parser)
+    _add_last_try(parser)
     _add_descriptor(parser, "--pin-fd", "the old PIN")
     _add_descriptor(parser, "--new-pin-fd", "the new PIN")
 
@@ -184,6 +211,37 @@ def _add_tpm(parser: argparse.ArgumentParser) -> None:
     forget.add_argument("account", nargs="?", metavar="ACCOUNT", help="user name, device id, or name of the account")
     forget.add_argument("--abandoned", action="store_true", help="all that interrupted enrolments left behind")
     forget.add_argument("--yes", action="store_true", help="also one that is enrolled; the server still lists it then")
+
+
+def _add_authenticator(parser: argparse.ArgumentParser) -> None:
+    errands = parser.add_subparsers(dest="errand", required=True, metavar="ERRAND")
+    purpose = "Serve an authenticator of this computer's until it is interrupted. Its keys are apart from all accounts."
+    serve = errands.add_parser("serve", help=purpose, description=purpose, allow_abbrev=False)
+    _common(serve, argparse.SUPPRESS, argparse.SUPPRESS)
+    serve.add_argument(
+        "--transport", choices=("pcsc", "uhid"), required=True, help="a virtual smartcard reader, or a virtual USB key"
+    )
+    serve.add_argument("--vault", choices=("software", "tpm", "pkcs11"), required=True, help="what holds the keys")
+    serve.add_argument(
+        "--presence",
+        choices=("prompt", "auto"),
+        default="prompt",
+        help="ask in this terminal, or, for benches only, grant everything",
+    )
+    serve.add_argument(
+        "--user-verification",
+        choices=("always", "optional"),
+        help="whether every use takes the PIN; optional for software, always for a TPM and for cards",
+    )
+    serve.add_argument(
+        "--vpcd", metavar="HOST:PORT", default="127.0.0.1:35963", help="where the virtual smartcard reader listens"
+    )
+    _add_module(serve)
+    serve.add_argument(
+        "--shared-key", action="store_true", help="serve a card's existing key, the same one to every site"
+    )
+    _add_last_try(serve)
+    serve.add_argument("--pin-fd", type=int, metavar="N", help="with --presence auto, read the card's PIN from here")
 
 
 if __name__ == "__main__":

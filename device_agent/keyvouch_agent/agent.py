@@ -102,10 +102,13 @@ class Agent:
         prompt = next((p for p in link.prompts() if p["prompt_id"] == prompt_id), {"prompt_id": prompt_id})
         return {**prompt, "pin": pin_document(capabilities)}
 
-    async def approve(self, prompt_id: str, number: str, pin: Pin) -> Document:
-        """Approve with the number the person typed. The PIN is used once and dropped."""
-        interaction = GivenPin(pin)
+    async def approve(self, prompt_id: str, number: str, pin: Pin, *, last_try: bool = False) -> Document:
+        """Approve with the number the person typed. The PIN is used once and dropped.
+
+        `last_try`: she knows that a wrong one would block the card, and has said to go on.
+        """
         link, prompt_id = self._find(prompt_id)
+        interaction = GivenPin(pin, last_try=last_try, tell=self._teller(prompt_id))
         return await link.approve(prompt_id, number, interaction)
 
     async def begin_sign_in(self, account: str, wanted: AppRequest) -> Document:
@@ -118,9 +121,9 @@ class Agent:
         check_pin_usable(capabilities)
         return {**await link.own_sign_ins.begin(wanted), "pin": pin_document(capabilities)}
 
-    async def sign_in(self, prompt_id: str, pin: Pin) -> Document:
+    async def sign_in(self, prompt_id: str, pin: Pin, *, last_try: bool = False) -> Document:
         """Complete it with the PIN, which is used once and dropped. Returns the session with its tokens."""
-        interaction = GivenPin(pin)
+        interaction = GivenPin(pin, last_try=last_try, tell=self._teller(prompt_id))
         links = [r.link for r in self._running.values() if r.link.own_sign_ins.holds(prompt_id)]
         if not links:
             raise _no_prompt("There is no such sign-in: it was completed or has expired.")
@@ -209,6 +212,17 @@ class Agent:
             running.task.cancel()
             with suppress(asyncio.CancelledError):
                 await running.task
+
+    def _teller(self, prompt_id: str) -> Callable[[str], None]:
+        """Passes on, from any thread, what the person is to do with the key that a prompt needs."""
+        loop = asyncio.get_running_loop()
+
+        def tell(text: str) -> None:
+            event: Document = {"event": "key", "prompt_id": prompt_id, "message": text}
+            with suppress(RuntimeError):  # the agent has ended meanwhile
+                loop.call_soon_threadsafe(self._emit, event)
+
+        return tell
 
     def _emit(self, document: Document) -> None:
         for events in self._watchers:

@@ -151,6 +151,8 @@ class AttestationEvidence:
     attestation_object: bytes
     channel_proof: bytes
     tpm: TpmEvidence | None = None
+    certificates: tuple[bytes, ...] = ()
+    """CardEvidence."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,18 @@ endorsement_certificate = "/etc/keyvouch/ek.pem" the endorsement key's certifica
                                                  "none" shows servers none
 event_log               = "/sys/kernel/security/tpm0/binary_bios_measurements"   the firmware's log of the boot;
                                                  with a TPM of this computer it is looked for there anyway
+
+[fido2]                        every setting is optional
+resident = false               true: credentials are discoverable, so each takes one of the security key's few slots
+protect  = true                credentials are made with credProtect level 2 where the security key knows it
+
+[smartcard]                    every setting is optional
+module      = "/usr/lib/x86_64-linux-gnu/opensc-pkcs11.so"   the PKCS#11 module; else OpenSC's, else Yubico's
+modules     = ["/opt/maker/lib/maker-pkcs11.so"]   further modules that may be loaded; they have to be root's alone
+token       = "pkcs11:serial=9d10dd95ddbc81d1"   which token a new enrolment takes, where there may be several
+key         = "9a"             which of its keys: a slot (9a, 9c) or a PKCS#11 URI with id or object
+certificate = false            true: a new enrolment shows the server the organisation's certificate of an existing key
+attestation = true             false: it shows no attestation of the card, for servers that do not know the card's maker
 """
 
 from __future__ import annotations
@@ -19,7 +31,16 @@ from typing import Any, Final
 from keyvouch.errors import MalformedError, Reason, UnavailableError
 from keyvouch_agent.home import Home
 
-__all__ = ["FILE", "TpmFileSettings", "load_settings", "read_auth"]
+__all__ = [
+    "FILE",
+    "CardFileSettings",
+    "Fido2FileSettings",
+    "TpmFileSettings",
+    "load_card_settings",
+    "load_fido2_settings",
+    "load_settings",
+    "read_auth",
+]
 
 FILE: Final = "agent.toml"
 _LONGEST: Final = 64 * 1024
@@ -37,18 +58,64 @@ class TpmFileSettings:
     event_log: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Fido2FileSettings:
+    """The table `[fido2]`; see the module for each member."""
+
+    resident: bool = False
+    protect: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class CardFileSettings:
+    """The table `[smartcard]`; see the module for each member. Empty where nothing is said."""
+
+    module: str = ""
+    modules: tuple[str, ...] = ()
+    token: str = ""
+    key: str = ""
+    certificate: bool = False
+    attestation: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    tpm: TpmFileSettings = TpmFileSettings()
+    fido2: Fido2FileSettings = Fido2FileSettings()
+    smartcard: CardFileSettings = CardFileSettings()
+
+
 def load_settings(home: Home) -> TpmFileSettings:
-    """Read the settings of a home. Raises `MalformedError(CONFIGURATION)` for anything unknown or of a wrong type."""
+    """Read the table `[tpm]` of a home's settings.
+
+    Raises `MalformedError(CONFIGURATION)` for anything in the file that is unknown or of a wrong type.
+    """
+    return _load(home).tpm
+
+
+def load_fido2_settings(home: Home) -> Fido2FileSettings:
+    """Read the table `[fido2]`. Raises as `load_settings` does."""
+    return _load(home).fido2
+
+
+def load_card_settings(home: Home) -> CardFileSettings:
+    """Read the table `[smartcard]`. Raises as `load_settings` does."""
+    return _load(home).smartcard
+
+
+def _load(home: Home) -> _Settings:
     try:
         text = home.read(FILE, longest=_LONGEST).decode("utf-8")
         document = tomllib.loads(text)
     except FileNotFoundError:
-        return TpmFileSettings()
+        return _Settings()
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise _broken(f"it is not TOML: {error}") from None
-    if unknown := document.keys() - {"tpm"}:
+    if unknown := document.keys() - set(_Settings.__slots__):
         raise _broken(f"there is no table {min(unknown)!r}")
-    return _tpm(document.get("tpm", {}))
+    return _Settings(
+        _tpm(document.get("tpm", {})), _fido2(document.get("fido2", {})), _smartcard(document.get("smartcard", {}))
+    )
 
 
 def read_auth(path: str) -> bytes:
@@ -85,6 +152,31 @@ def _tpm(table: Any) -> TpmFileSettings:
     if not all(isinstance(value, str) and value for value in table.values()):
         raise _broken("every setting of [tpm] is a text that is not empty")
     return TpmFileSettings(**table)
+
+
+def _fido2(table: Any) -> Fido2FileSettings:
+    if not isinstance(table, dict):
+        raise _broken("[fido2] is a table")
+    if unknown := table.keys() - set(Fido2FileSettings.__slots__):
+        raise _broken(f"[fido2] has no setting {min(unknown)!r}")
+    if not all(isinstance(value, bool) for value in table.values()):
+        raise _broken("every setting of [fido2] is true or false")
+    return Fido2FileSettings(**table)
+
+
+def _smartcard(table: Any) -> CardFileSettings:
+    if not isinstance(table, dict):
+        raise _broken("[smartcard] is a table")
+    if unknown := table.keys() - set(CardFileSettings.__slots__):
+        raise _broken(f"[smartcard] has no setting {min(unknown)!r}")
+    if not all(isinstance(table.get(name, "-"), str) and table.get(name, "-") for name in ("module", "token", "key")):
+        raise _broken("module, token and key of [smartcard] are texts that are not empty")
+    modules = table.get("modules", [])
+    if not isinstance(modules, list) or not all(isinstance(path, str) and path for path in modules):
+        raise _broken("modules of [smartcard] is a list of paths")
+    if not all(isinstance(table.get(name, False), bool) for name in ("certificate", "attestation")):
+        raise _broken("certificate and attestation of [smartcard] are true or false")
+    return CardFileSettings(**{**table, "modules": tuple(modules)})
 
 
 def _broken(why: str) -> MalformedError:

@@ -21,6 +21,7 @@ from keyvouch.errors import KeyvouchError, Reason
 from keyvouch_agent.agent import Agent
 from keyvouch_agent.agent_ports import Clock, EventHandler, PromptLink, Secret, StateHandler
 from keyvouch_agent.backoff import Backoff
+from keyvouch_agent.cards.wish import CardWish
 from keyvouch_agent.ceremonies.key_replacement import KeyReplacementCeremony
 from keyvouch_agent.ceremonies.registration import RegistrationCeremony, RegistrationWish
 from keyvouch_agent.channel_keys import ChannelKeys
@@ -30,7 +31,7 @@ from keyvouch_agent.key_holders import KeyHolderSet, ShelfHolders
 from keyvouch_agent.ledger import Enrolment, Ledger
 from keyvouch_agent.local_api import LocalApi
 from keyvouch_agent.logs import AgentLog
-from keyvouch_agent.ports import ProviderInteraction
+from keyvouch_agent.ports import ProviderInteraction, ProviderKind
 from keyvouch_agent.provider_shelf import ProviderKey, ProviderShelf
 from keyvouch_agent.rpc.channel import enrolled_channel, public_channel
 from keyvouch_agent.rpc.device import DeviceClient
@@ -40,6 +41,7 @@ from keyvouch_agent.rpc.same_device import SessionClient
 from keyvouch_agent.system import SystemClock, installed_version
 from keyvouch_agent.vaults.software import KdfParameters
 from keyvouch_agent.views import Document
+from keyvouch_client.security_keys.discovery import SecurityKeys
 
 __all__ = [
     "AgentParts",
@@ -66,25 +68,33 @@ class AgentParts:
 @dataclass(frozen=True, slots=True)
 class Tuning:
     """What tests make faster, or put in the place of. `kdf` of None is the vault's own, safe cost; `open_tcti` of None
-    the TPM that is configured.
+    the TPM that is configured; `security_keys` of None those that are connected.
     """
 
     kdf: KdfParameters | None = None
     open_tcti: Callable[[], Any] | None = None
+    security_keys: SecurityKeys | None = None
     clock: Clock = field(default_factory=SystemClock)
     first_delay: float = 0.2
     longest_delay: float = 30.0
 
 
-def key_holders(home: Home, tuning: Tuning | None = None) -> KeyHolderSet:
-    """What this agent can keep keys in."""
+def key_holders(home: Home, tuning: Tuning | None = None, *, card: CardWish | None = None) -> KeyHolderSet:
+    """What this agent can keep keys in. `card`: which card a new account goes on."""
     settings = tuning or Tuning()
-    return KeyHolderSet(home, settings.clock, kdf=settings.kdf, open_tcti=settings.open_tcti)
+    return KeyHolderSet(
+        home,
+        settings.clock,
+        kdf=settings.kdf,
+        open_tcti=settings.open_tcti,
+        security_keys=settings.security_keys,
+        card=card,
+    )
 
 
-def open_shelf(home: Home, tuning: Tuning | None = None) -> ProviderShelf:
+def open_shelf(home: Home, tuning: Tuning | None = None, *, card: CardWish | None = None) -> ProviderShelf:
     """The key providers of a home. `close` it at the end."""
-    return ProviderShelf(key_holders(home, tuning).makers())
+    return ProviderShelf(key_holders(home, tuning, card=card).makers())
 
 
 async def enrol(
@@ -95,6 +105,7 @@ async def enrol(
     interaction: ProviderInteraction,
     ask_access_pass: Callable[[], Awaitable[Secret]],
     progress: Callable[[str], None],
+    card: CardWish | None = None,
     tuning: Tuning | None = None,
 ) -> Enrolment:
     """Register this device, or finish a registration of the same account that was interrupted.
@@ -105,7 +116,7 @@ async def enrol(
     server = EnrolmentClient(
         public_channel(wish.public_endpoint, authority_pem=authority), endpoint=wish.public_endpoint
     )
-    holders = key_holders(home, tuning)
+    holders = key_holders(home, tuning, card=card)
     shelf = ProviderShelf(holders.makers())
     ceremony = RegistrationCeremony(
         ledger=Ledger(home),
@@ -119,6 +130,7 @@ async def enrol(
     try:
         with home.lock(ENROL_LOCK):
             await asyncio.to_thread(holders.sweep_tpm, shelf)
+            await asyncio.to_thread(holders.sweep_cards)
             return await ceremony.run(wish)
     finally:
         shelf.close()
@@ -241,7 +253,8 @@ def _forget_key(holders: KeyHolderSet, enrolment: Enrolment, progress: Callable[
     try:
         ShelfHolders(shelf, enrolment.provider).forget("", enrolment.account, enrolment.credential_id)
     except KeyvouchError as error:
-        progress(f"The key could not be destroyed now: {error.message} `keyvouch-agent tpm forget` tries again.")
+        again = "`keyvouch-agent tpm forget` tries again." if enrolment.provider == ProviderKind.TPM else error.fix
+        progress(f"The key could not be destroyed now: {error.message} {again}")
     finally:
         shelf.close()
 

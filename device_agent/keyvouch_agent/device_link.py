@@ -205,6 +205,7 @@ class DeviceLink:
                 answer = await asyncio.to_thread(self._ceremony.approve, pending.review, number, interaction)
             self._check_still_open(prompt_id, pending)
         except BaseException:
+            self._ceremony.withdraw(pending.review)
             pending.state = PromptState.WAITING
             raise
         return await self._deliver(pending, answer)
@@ -366,6 +367,7 @@ class DeviceLink:
         pending = self._forget(prompt_id)
         if pending is None:
             return
+        self._ceremony.withdraw(pending.review)
         if not pending.outcome.done():
             why = f"The request is {state.value} and needs no answer any more."
             pending.outcome.set_result(Outcome(prompt_id, False, state, Reason.CHALLENGE_CONSUMED.value, why))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from keyvouch_agent.ports import Pin, PresenceContext
 
 __all__ = ["GivenPin"]
@@ -11,12 +13,22 @@ class GivenPin:
     """`ProviderInteraction` for a PIN that was typed already and a decision that was made already.
 
     The PIN is given once: a provider that asks again after a wrong one must not burn a second try with it. Where no
-    PIN is set yet, it becomes the first one if `may_set` says so.
+    PIN is set yet, it becomes the first one if `may_set` says so. An empty one is none: the authenticator verifies its
+    user itself. `tell` gets what the person is to do with a security key; it is called from the provider's thread.
     """
 
-    def __init__(self, pin: Pin, *, may_set: bool = False) -> None:
-        self._text: str | None = pin.reveal()
+    def __init__(
+        self,
+        pin: Pin,
+        *,
+        may_set: bool = False,
+        last_try: bool = False,
+        tell: Callable[[str], None] = lambda _text: None,
+    ) -> None:
+        self._text: str | None = pin.reveal() or None
         self._may_set = may_set
+        self._last_try = last_try
+        self._tell = tell
         pin.close()
 
     def request_pin(self, retries_left: int | None, min_length: int) -> Pin | None:  # noqa: ARG002
@@ -32,5 +44,14 @@ class GivenPin:
         """The decision was the confirmation."""
         return True
 
+    def allows_last_try(self) -> bool:
+        """What was said with the PIN."""
+        return self._last_try
+
     def touch_needed(self) -> None:
-        """Whoever gave the PIN stands before the device and sees it blink."""
+        """Pass it on: whoever gave the PIN may not see the key blink."""
+        self._tell("Touch the security key now.")
+
+    def tell(self, text: str) -> None:
+        """Pass it on."""
+        self._tell(text)

@@ -18,8 +18,11 @@ from typing import Any, Final
 from keyvouch.errors import DeviceError, KeyvouchError, Reason
 from keyvouch.ids import CredentialId
 from keyvouch_agent.agent_ports import Clock
-from keyvouch_agent.agent_settings import load_settings, read_auth
+from keyvouch_agent.agent_settings import load_card_settings, load_fido2_settings, load_settings, read_auth
 from keyvouch_agent.authenticator.engine import Authenticator
+from keyvouch_agent.cards.account import CardAccounts
+from keyvouch_agent.cards.provider import CardProvider
+from keyvouch_agent.cards.wish import CardWish
 from keyvouch_agent.channel_keys import (
     ChannelKey,
     ChannelKeys,
@@ -33,15 +36,19 @@ from keyvouch_agent.ledger import Ledger
 from keyvouch_agent.ports import KeyProtection, Provider, ProviderKind
 from keyvouch_agent.provider_shelf import ProviderKey, ProviderMaker, ProviderShelf
 from keyvouch_agent.providers.built_in import BuiltInProvider, NativeHolder
+from keyvouch_agent.providers.ctap_requests import CredentialWish
+from keyvouch_agent.roaming.provider import EnrolledKey, RoamingProvider
 from keyvouch_agent.system import SystemEntropy
 from keyvouch_agent.vaults.software import KdfParameters, SoftwareVault
 from keyvouch_agent.vaults.tpm.connection import TpmAccess, TpmSettings
+from keyvouch_client.security_keys.discovery import SecurityKeys, connected_security_keys
 
-__all__ = ["TPM_FOLDER", "KeyHolderSet", "ShelfHolders"]
+__all__ = ["CARD_FOLDER", "TPM_FOLDER", "KeyHolderSet", "ShelfHolders"]
 
 EVENT_LOG: Final = "/sys/kernel/security/tpm0/binary_bios_measurements"
 """Where Linux shows the firmware's log."""
 
+CARD_FOLDER: Final = "vault-card"
 TPM_FOLDER: Final = "vault-tpm"
 _TPM_RECORD: Final = "account.cbor"
 _SOFTWARE_FOLDER: Final = "vault-software"
@@ -50,7 +57,11 @@ Opened = tuple[Provider, Callable[[], None]]
 
 
 class KeyHolderSet:
-    """The holders of one home. `open_tcti` takes the place of the configured TPM, for benches."""
+    """The holders of one home.
+
+    `open_tcti` takes the place of the configured TPM, and `security_keys` that of the keys connected to this computer,
+    for benches. `card` says which card a new account is to be on, before the settings do.
+    """
 
     def __init__(
         self,
@@ -59,23 +70,36 @@ class KeyHolderSet:
         *,
         kdf: KdfParameters | None = None,
         open_tcti: Callable[[], Any] | None = None,
+        security_keys: SecurityKeys | None = None,
+        card: CardWish | None = None,
     ) -> None:
         self._home = home
+        self._security_keys = security_keys or connected_security_keys()
         self._clock = clock
         self._kdf = kdf
         self._open_tcti = open_tcti
+        self._card = card or CardWish()
+        self._cards = CardAccounts(
+            lambda: home.folder(CARD_FOLDER), clock, wish=self.card_wish, abandoned=self.abandoned_card_accounts
+        )
 
     def makers(self) -> Mapping[str, ProviderMaker]:
         """By kind."""
         return {
             ProviderKind.SOFTWARE.value: ProviderMaker(self._software),
-            ProviderKind.TPM.value: ProviderMaker(self._tpm, lambda: secrets.token_hex(8), self._erase_tpm),
+            ProviderKind.TPM.value: ProviderMaker(self._tpm, _new_account, self._erase_tpm),
+            ProviderKind.FIDO2.value: ProviderMaker(self._fido2, _new_account),
+            ProviderKind.SMARTCARD.value: ProviderMaker(self._smartcard, _new_account, self._cards.erase),
         }
 
     def channel_keys(self, provider: str = "") -> ChannelKeys:
         """Where channel keys live: new ones in the TPM if `provider` is that, else in software; both can be loaded."""
         sealed, tpm = SealedChannelKeys(), _LateTpmChannelKeys(self.tpm_access)
         return FirstThatWorks([tpm, sealed] if provider == ProviderKind.TPM else [sealed, tpm])
+
+    def security_keys(self) -> SecurityKeys:
+        """The keys that are connected, for commands about them."""
+        return self._security_keys
 
     def tpm_access(self) -> TpmAccess:
         """The way to the TPM. Raises CONFIGURATION for settings that cannot be used."""
@@ -88,17 +112,21 @@ class KeyHolderSet:
         )
         return TpmAccess(settings, open_tcti=self._open_tcti)
 
+    def card_wish(self) -> CardWish:
+        """Which module, token and key are meant. Raises CONFIGURATION for settings that cannot be used."""
+        return self._card.over(load_card_settings(self._home))
+
+    def abandoned_card_accounts(self) -> tuple[str, ...]:
+        """Those on cards that neither an enrolment nor an interrupted registration names."""
+        return self._abandoned(CARD_FOLDER)
+
     def tpm_accounts(self) -> tuple[str, ...]:
         """Names of the accounts that have a folder, in use or left behind."""
-        if not (self._home.path / TPM_FOLDER).exists():
-            return ()
-        return tuple(sorted(path.name for path in self._home.folder(TPM_FOLDER).iterdir() if path.is_dir()))
+        return self._accounts(TPM_FOLDER)
 
     def abandoned_tpm_accounts(self) -> tuple[str, ...]:
         """Those that neither an enrolment nor an interrupted registration names: a killed `enroll` left them."""
-        ledger = Ledger(self._home)
-        used = {e.account for e in ledger.enrolments()} | {s.account for s in ledger.staged()}
-        return tuple(account for account in self.tpm_accounts() if account not in used)
+        return self._abandoned(TPM_FOLDER)
 
     def has_tpm_record(self, name: str) -> bool:
         """Whether an account still knows what it has in the TPM, damaged or not."""
@@ -132,11 +160,44 @@ class KeyHolderSet:
             with suppress(KeyvouchError):
                 holders.forget("", account, None)
 
+    def sweep_cards(self) -> None:
+        """Remove what abandoned accounts on cards have left here."""
+        self._cards.sweep()
+
+    def _accounts(self, folder: str) -> tuple[str, ...]:
+        if not (self._home.path / folder).exists():
+            return ()
+        return tuple(sorted(path.name for path in self._home.folder(folder).iterdir() if path.is_dir()))
+
+    def _abandoned(self, folder: str) -> tuple[str, ...]:
+        ledger = Ledger(self._home)
+        used = {e.account for e in ledger.enrolments()} | {s.account for s in ledger.staged()}
+        return tuple(account for account in self._accounts(folder) if account not in used)
+
     def _software(self, _account: str) -> Opened:
         entropy = SystemEntropy()
         vault = SoftwareVault.open(self._home.folder(_SOFTWARE_FOLDER), entropy, kdf=self._kdf)
 
         return BuiltInProvider(Authenticator(vault, self._clock, entropy)), vault.close
+
+    def _fido2(self, name: str) -> Opened:
+        """Security keys; an account's name says which credential to look for."""
+        settings = load_fido2_settings(self._home)
+        provider = RoamingProvider(
+            self._security_keys,
+            enrolled=lambda: self._enrolled_key(name),
+            wish=CredentialWish(resident=settings.resident, protect=settings.protect),
+        )
+        return provider, lambda: None
+
+    def _smartcard(self, name: str) -> Opened:
+        """The card of an account; without a name whichever is in the reader, for commands about its PIN."""
+        provider = CardProvider(self._cards, name or _new_account(), adopts=bool(name))
+        return provider, provider.close
+
+    def _enrolled_key(self, name: str) -> EnrolledKey | None:
+        found = [e for e in Ledger(self._home).enrolments() if name and e.account == name]
+        return EnrolledKey(e.credential_id, e.rp_id, e.username, e.key_name) if (e := next(iter(found), None)) else None
 
     def _tpm(self, name: str) -> Opened:
         if not name:
@@ -196,6 +257,10 @@ class ShelfHolders:
         key = ProviderKey(provider or self._kind, account)
         self._shelf.get(key).forget(credential_id)
         self._shelf.erase(key)
+
+
+def _new_account() -> str:
+    return secrets.token_hex(8)
 
 
 def _no_account() -> DeviceError:

@@ -30,6 +30,8 @@ from keyvouch_agent.strict_json import COUNT, FLAG, Field, dump_object, octets, 
 __all__ = ["Enrolment", "KeptAnswer", "Ledger", "StagedRegistration", "StagedReplacement", "not_enrolled"]
 
 LONGEST_FILE = 256 * 1024
+LONGEST_KEY_NAME = 128
+"""Characters of the name that a security key or its reader gives itself; a longer one is cut."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _VERSION = 1
@@ -42,7 +44,8 @@ class Enrolment:
     `public_ca` is PEM, empty for the system's anchors; `channel_key` as it is stored; `certificate_chain` DER, the
     device's certificate first, the server's identity certificate last; `account` names the folder of the provider that
     keeps each account's keys apart, empty for one that does not. `emulated`: what holds the key says of itself that it
-    is a program.
+    is a program. `key_name` and `key_model` (an AAGUID as a UUID) are what a security key said of itself, for people;
+    a card's name is its label and serial number.
     """
 
     FORMAT: ClassVar[str] = "keyvouch enrolment"
@@ -63,7 +66,12 @@ class Enrolment:
         "channel_key": octets(),
         "certificate_chain": octets_list(4),
     }
-    ADDED: ClassVar[Mapping[str, Field]] = {"account": text(32), "emulated": FLAG}
+    ADDED: ClassVar[Mapping[str, Field]] = {
+        "account": text(32),
+        "emulated": FLAG,
+        "key_name": text(LONGEST_KEY_NAME),
+        "key_model": text(36),
+    }
 
     public_endpoint: str
     public_ca: str
@@ -82,6 +90,8 @@ class Enrolment:
     certificate_chain: tuple[bytes, ...] = field(repr=False)
     account: str = ""
     emulated: bool = False
+    key_name: str = ""
+    key_model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +115,14 @@ class StagedRegistration:
         "attestation_object": octets(65536),
         "channel_proof": octets(),
     }
-    ADDED: ClassVar[Mapping[str, Field]] = {"account": text(32), "emulated": FLAG, "tpm_evidence": octets_list(6)}
+    ADDED: ClassVar[Mapping[str, Field]] = {
+        "account": text(32),
+        "emulated": FLAG,
+        "tpm_evidence": octets_list(6),
+        "certificates": octets_list(8),
+        "key_name": text(LONGEST_KEY_NAME),
+        "key_model": text(36),
+    }
 
     public_endpoint: str
     public_ca: str
@@ -125,6 +142,10 @@ class StagedRegistration:
     emulated: bool = False
     tpm_evidence: tuple[bytes, ...] = field(default=(), repr=False)
     """The members of `TpmEvidence` in their order, two for each certification; none for a key that is in no TPM."""
+    certificates: tuple[bytes, ...] = field(default=(), repr=False)
+    """Those of an existing key on a card, DER; none where the server is not to see any."""
+    key_name: str = ""
+    key_model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

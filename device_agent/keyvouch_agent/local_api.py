@@ -45,6 +45,9 @@ _BEGIN: Final = MappingProxyType(
     }
 )
 _SIGN_IN: Final = MappingProxyType({**_PROMPT, "pin": text(256)})
+_LAST_TRY: Final[Mapping[str, Field]] = MappingProxyType({"last_try": text(3)})
+"""Optional in `approve` and `sign_in`: `yes`, if the last try of a card's PIN may be spent."""
+
 _NOTHING: Final[Mapping[str, Field]] = MappingProxyType({})
 
 _OPERATIONS: Final[Mapping[str, Mapping[str, Field]]] = MappingProxyType(
@@ -154,7 +157,8 @@ class LocalApi:
             case "show":
                 return await agent.show(prompt_id)
             case "approve":
-                return await agent.approve(prompt_id, request["number"], Pin(request["pin"]))
+                pin = Pin(request["pin"])
+                return await agent.approve(prompt_id, request["number"], pin, last_try=_is_last(request))
             case "deny":
                 return await agent.deny(prompt_id)
             case "report":
@@ -162,7 +166,7 @@ class LocalApi:
             case "begin_sign_in":
                 return await agent.begin_sign_in(request["account"], _app_request(request))
             case "sign_in":
-                return await agent.sign_in(prompt_id, Pin(request["pin"]))
+                return await agent.sign_in(prompt_id, Pin(request["pin"]), last_try=_is_last(request))
             case _:
                 agent.stop()
                 return {"stopping": True}
@@ -204,13 +208,18 @@ async def _read_line(reader: asyncio.StreamReader) -> bytes:
 
 def _parse(line: bytes) -> dict[str, str]:
     """A request: its operation and exactly the fields of that, all of them texts. Raises `MalformedError`."""
-    found = parse_object(line, {"op": text(20)}, longest=LONGEST_LINE, optional={**_DECIDE, **_BEGIN})
+    found = parse_object(line, {"op": text(20)}, longest=LONGEST_LINE, optional={**_DECIDE, **_BEGIN, **_LAST_TRY})
     shape = _OPERATIONS.get(str(found["op"]))
     if shape is None:
         raise _malformed("there is no such operation")
-    if found.keys() - {"op"} != shape.keys():
+    may_have = _LAST_TRY.keys() if "pin" in shape else set()
+    if found.keys() - {"op"} - may_have != shape.keys() or found.get("last_try", "yes") != "yes":
         raise _malformed("a field is missing or does not belong to this operation")
     return {name: str(value) for name, value in found.items()}
+
+
+def _is_last(request: Mapping[str, str]) -> bool:
+    return "last_try" in request
 
 
 def _app_request(request: Mapping[str, str]) -> AppRequest:

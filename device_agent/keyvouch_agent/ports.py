@@ -1,6 +1,7 @@
 """The `Provider` port: everything that holds a key, alike for the ceremonies above it, and the `Pin` type.
 
     provider.capabilities()                 no prompt, no touch
+    provider.ready(ui, cancelled)           before a registration: is it there, and which one is it?
     session = provider.open(ui, rp_id=...)  one session for one ceremony with one relying party
       session.prepare(offer)                what the server must see before the key is made, where there is anything
       session.accept(grant)                 what the server allows upon it
@@ -12,10 +13,10 @@
       session.close()
 
 All failures are `DeviceError`: `PIN_NOT_SET`, `PIN_WRONG` and `PIN_BLOCKED` (with `retries_left`),
-`PIN_POWER_CYCLE`, `PIN_POLICY`, `USER_CANCELLED`, `USER_TIMEOUT`, `KEY_NOT_FOUND`, `CREDENTIAL_EXISTS`,
-`KEY_STORE_FULL`, `UNSUPPORTED`, `VAULT_*`, `TPM_*`, `DEVICE_KEY_LOST`, `DEVICE_FAILED`. A request for another relying
-party than the session's is a `RefusedError` with `WRONG_SERVER`. Methods block; a caller with an event loop uses a
-thread.
+`PIN_POWER_CYCLE`, `PIN_POLICY`, `PIN_CHANGE_REQUIRED`, `BUILT_IN_UV_BLOCKED`, `USER_CANCELLED`, `USER_TIMEOUT`,
+`KEY_NOT_FOUND`, `CREDENTIAL_EXISTS`, `KEY_STORE_FULL`, `UNSUPPORTED`, `VAULT_*`, `TPM_*`, `AUTHENTICATOR_*`,
+`DEVICE_KEY_LOST`, `DEVICE_FAILED`. A request for another relying party than the session's is a `RefusedError` with
+`WRONG_SERVER`. Methods block; a caller with an event loop uses a thread.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum, unique
+from threading import Event
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -142,6 +144,10 @@ class ProviderCapabilities:
     aaguid: bytes = bytes(16)
     verifies: tuple[int, ...] = ()
     """COSE algorithms a TPM can verify a ceremony key by, best first; empty for what is no TPM."""
+    connected: bool = True
+    """False for a holder that is not there now; the PIN's standing is unknown then."""
+    asks_pin: bool = True
+    """False for an authenticator that verifies its user itself, by a finger for example, and still does so now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +234,8 @@ class Registration:
     credential_id: CredentialId
     client_data: bytes
     attestation_object: bytes
+    certificates: tuple[bytes, ...] = ()
+    """DER: what an organisation issued for a key that existed before, its own first, where the server shall see it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,8 +280,14 @@ class ProviderInteraction(Protocol):
     def confirm_presence(self, context: PresenceContext) -> bool:
         """Ask for an explicit confirmation, where there is no touch. Raise `TimeoutError` when nobody answers."""
 
+    def allows_last_try(self) -> bool:
+        """Whether the user has said beforehand that the last try of a PIN may be spent on what she types."""
+
     def touch_needed(self) -> None:
-        """Remind the user to touch the authenticator. Does not wait."""
+        """Remind the user to touch the authenticator; comes again while it waits. Does not wait."""
+
+    def tell(self, text: str) -> None:
+        """Say what else to do with an authenticator: connect it, put it in again, choose one. Does not wait."""
 
 
 class PinControl(Protocol):
@@ -371,6 +385,13 @@ class Provider(Protocol):
 
     def capabilities(self) -> ProviderCapabilities:
         """What it is and can do. No prompt, no touch."""
+
+    def ready(self, ui: ProviderInteraction, cancelled: Event) -> None:
+        """Make sure, before a registration, that the holder is there and which one it is.
+
+        Waits for a security key to be connected, or touched where there are several. Raises `DeviceError`:
+        AUTHENTICATOR_NOT_CONNECTED and what keeps a key from use, UNSUPPORTED, USER_CANCELLED once `cancelled` is set.
+        """
 
     def open(self, ui: ProviderInteraction, *, rp_id: str) -> ProviderSession:
         """Start a ceremony. `rp_id` is the one in the enrolment record, or in the registration that makes it."""

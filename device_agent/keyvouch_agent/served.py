@@ -14,7 +14,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum, unique
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -22,12 +22,15 @@ from typing import TYPE_CHECKING, Final
 from keyvouch_agent.agent_ports import Clock
 from keyvouch_agent.authenticator.engine import Authenticator, AuthenticatorOptions
 from keyvouch_agent.authenticator.ports import UserPresence
+from keyvouch_agent.authenticator.vault import KeyVault
 from keyvouch_agent.backoff import Backoff
 from keyvouch_agent.home import Home
+from keyvouch_agent.served_card import CardToServe, ServedCard, open_card
 from keyvouch_agent.system import SystemEntropy
 from keyvouch_agent.transports.command_runner import CommandRunner, Journal
 from keyvouch_agent.transports.fido_applet import FidoApplet
 from keyvouch_agent.transports.hid_key import HidKey
+from keyvouch_agent.transports.pin_entry import PinDesk
 from keyvouch_agent.transports.presence import DeferredPresence, UnsafeAutoPresence
 from keyvouch_agent.transports.uhid import MESSAGE_SIZE, UHID, UhidDevice, open_uhid
 from keyvouch_agent.transports.vpcd import VirtualReader, dial
@@ -57,13 +60,15 @@ class VaultKind(StrEnum):
 
     SOFTWARE = "software"
     TPM = "tpm"
+    PKCS11 = "pkcs11"
 
 
 @dataclass(frozen=True, slots=True)
 class ServeWish:
-    """What to serve and where. `always_verify`: no key is made or used without the PIN; a TPM knows nothing else.
+    """What to serve and where. `always_verify`: no key is made or used without the PIN; only `software` knows else.
 
-    `reader` is the loopback address of the virtual smartcard reader, `uhid` the kernel's device for making devices.
+    `reader` is the loopback address of the virtual smartcard reader, `uhid` the kernel's device for making devices,
+    `card` which card is meant by `VaultKind.PKCS11`.
     """
 
     transport: Transport
@@ -71,6 +76,7 @@ class ServeWish:
     always_verify: bool
     reader: tuple[str, int]
     uhid: Path = UHID
+    card: CardToServe = field(default_factory=CardToServe)
 
     @property
     def folder(self) -> str:
@@ -86,6 +92,8 @@ class Served:
     folder: Path
     is_emulated: bool
     """Whether the keys are in software, whatever the vault is called: an emulated TPM is a program."""
+    card: ServedCard | None = None
+    """Where the keys are, if on a card."""
 
 
 @contextmanager
@@ -98,25 +106,38 @@ def open_authenticator(
     kdf: KdfParameters | None = None,
 ) -> Iterator[Served]:
     """Open the vault for the time of the block. Raises `DeviceError`: VAULT_BUSY when it is served already."""
-    folder, entropy = home.folder(wish.folder), SystemEntropy()
-    options = _options(wish)
-    if wish.vault is VaultKind.SOFTWARE:
-        with SoftwareVault.open(folder, entropy, kdf=kdf, pin_gated=wish.always_verify) as vault:
-            yield Served(Authenticator(vault, clock, entropy, options), folder, is_emulated=True)
-        return
-    access = tpm_access()
+    folder = home.folder(wish.folder)
+    match wish.vault:
+        case VaultKind.SOFTWARE:
+            with SoftwareVault.open(folder, SystemEntropy(), kdf=kdf, pin_gated=wish.always_verify) as vault:
+                yield Served(_authenticator(vault, clock, wish), folder, is_emulated=True)
+        case VaultKind.TPM:
+            with _in_a_tpm(folder, tpm_access()) as (tpm_vault, is_emulated):
+                yield Served(_authenticator(tpm_vault, clock, wish), folder, is_emulated=is_emulated)
+        case VaultKind.PKCS11:
+            with open_card(folder, wish.card, in_a_reader=wish.transport is Transport.PCSC) as card:
+                authenticator = _authenticator(card.vault, clock, wish)
+                yield Served(authenticator, folder, is_emulated=card.is_emulated, card=card)
+
+
+@contextmanager
+def _in_a_tpm(folder: Path, access: TpmAccess) -> Iterator[tuple[KeyVault, bool]]:
+    """The vault, and whether the TPM is a program."""
     access.require_library()
     from keyvouch_agent.vaults.tpm.account import TpmAccount  # noqa: PLC0415 - needs libtss2
     from keyvouch_agent.vaults.tpm.vault import TpmVault  # noqa: PLC0415
 
     account = TpmAccount.open(folder, access)
     account.sweep()
-    tpm_vault = TpmVault(account, entropy)
+    vault = TpmVault(account, SystemEntropy())
     try:
-        is_emulated = account.profile.is_emulated
-        yield Served(Authenticator(tpm_vault, clock, entropy, options), folder, is_emulated=is_emulated)
+        yield vault, account.profile.is_emulated
     finally:
-        tpm_vault.close()
+        vault.close()
+
+
+def _authenticator(vault: KeyVault, clock: Clock, wish: ServeWish) -> Authenticator:
+    return Authenticator(vault, clock, SystemEntropy(), _options(wish))
 
 
 def _options(wish: ServeWish) -> AuthenticatorOptions:
@@ -136,11 +157,19 @@ def _options(wish: ServeWish) -> AuthenticatorOptions:
 
 
 async def serve(
-    served: Served, wish: ServeWish, presence: UserPresence, journal: Journal, *, monotonic: Callable[[], float]
+    served: Served,
+    wish: ServeWish,
+    presence: UserPresence,
+    journal: Journal,
+    *,
+    monotonic: Callable[[], float],
+    pins: PinDesk | None = None,
 ) -> None:
-    """Serve until cancelled. Raises `UnavailableError` or `DeviceError` when the transport is not there."""
+    """Serve until cancelled. `pins` has the PIN of a card. Raises `UnavailableError` or `DeviceError` when the
+    transport is not there.
+    """
     deferred = None if isinstance(presence, UnsafeAutoPresence) else DeferredPresence(presence, monotonic)
-    runner = CommandRunner(served.authenticator, presence, journal=journal, u2f_presence=deferred)
+    runner = CommandRunner(served.authenticator, presence, journal=journal, u2f_presence=deferred, pins=pins)
     ticking = asyncio.create_task(_tick(runner))
     try:
         if wish.transport is Transport.PCSC:

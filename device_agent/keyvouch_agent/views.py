@@ -41,9 +41,10 @@ KEY_LABELS: Mapping[str, str] = {
 
 def key_label(enrolment: Enrolment) -> str:
     """What holds the key, honestly."""
+    label = KEY_LABELS.get(enrolment.provider, enrolment.provider)
     if enrolment.emulated:
-        return "an emulated TPM, which is software"
-    return KEY_LABELS.get(enrolment.provider, enrolment.provider)
+        label = "a token in software" if enrolment.provider == "smartcard" else "an emulated TPM, which is software"
+    return f"{label} ({enrolment.key_name})" if enrolment.key_name else label
 
 
 def prompt_document(review: Review, enrolment: Enrolment, *, server_now: float) -> Document:
@@ -117,6 +118,7 @@ def enrolment_document(enrolment: Enrolment, *, channel_key: str) -> Document:
         "rp_id": enrolment.rp_id,
         "provider": enrolment.provider,
         "key": key_label(enrolment),
+        "key_model": enrolment.key_model,
         "channel_key": channel_key,
     }
 
@@ -130,6 +132,8 @@ def pin_document(capabilities: ProviderCapabilities) -> Document:
         "pin_is_set": capabilities.pin_is_set,
         "retries_left": capabilities.pin_retries_left,
         "min_pin_length": capabilities.min_pin_length,
+        "connected": capabilities.connected,
+        "asks_pin": capabilities.asks_pin,
     }
 
 

@@ -139,7 +139,7 @@ def _expect(stage: Stage, name: str, outcome: prompts.Outcome, *, accepted: bool
 
 def wrong_pin(stage: Stage, person: Person) -> None:
     """Somebody who has the device and sees the number, but does not know the PIN. The key itself counts."""
-    key = {"tpm": "TPM", "fido2": "security key"}[person.provider]
+    key = {"tpm": "TPM", "fido2": "security key", "smartcard": "smartcard"}[person.provider]
     with person.signing_in() as process:
         number = _read_number(stage, process)
         person.wait_for_prompt()
@@ -231,8 +231,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--provider",
         default="",
-        choices=("tpm", "fido2", "software"),
-        help="what holds the keys; else the best there is. fido2: an emulated security key on a virtual card reader",
+        choices=("tpm", "fido2", "smartcard", "software"),
+        help="what holds the keys; else the best there is. fido2, smartcard: emulated, on a virtual card reader",
     )
     arguments = parser.parse_args(argv)
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and not arguments.unattended

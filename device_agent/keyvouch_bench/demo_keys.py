@@ -1,8 +1,9 @@
 """What holds the keys in the demonstration: a TPM of this computer, an emulated one, or software; and why.
 
-With `fido2` Ada has a security key, an emulated one: somebody's real key is not for demonstrations.
+With `fido2` Ada has a security key and with `smartcard` a card, emulated ones: somebody's real key is not for
+demonstrations.
 
-with chosen("") as keys:          the best there is; or "tpm", "fido2", "software"
+with chosen("") as keys:          the best there is; or "tpm", "fido2", "smartcard", "software"
     keys.told                     which one and why, a sentence
     keys.trust(server.data)       let a server believe the makers of emulated TPMs
     keys.settings(0)              text of the agent.toml of the first person
@@ -25,6 +26,7 @@ from keyvouch_agent.vaults.tpm.connection import DEFAULT_DEVICE, WITHHELD, Tpm, 
 from keyvouch_server.ek_trust import load_ek_trust, makers
 
 if TYPE_CHECKING:
+    from keyvouch_bench.demo_card import IssuedCard
     from keyvouch_bench.swtpm import Swtpm
 
 __all__ = ["DemoKeys", "chosen"]
@@ -46,16 +48,19 @@ class DemoKeys:
     command: tuple[str, ...] = ()
     """How the security key was started; empty where there is none."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """What the programs need to find it."""
+    """What the programs need to find it, or the smartcard."""
+    card: IssuedCard | None = None
 
     def provider(self, person: int) -> str:
-        """The kind of provider of a person. There is one real TPM, or one security key, and Ada, the second, has it."""
+        """The kind of provider of a person. There is one real TPM, security key or card: Ada's, the second's."""
         if self.emulated:
             return "tpm"
         if person != PEOPLE - 1:
             return "software"
         if self.command:
             return "fido2"
+        if self.card:
+            return "smartcard"
         return "tpm" if self.tcti else "software"
 
     def settings(self, person: int) -> str:
@@ -65,7 +70,13 @@ class DemoKeys:
         return f'[tpm]\ntcti = "{tcti}"\n{withheld}' if tcti else ""
 
     def trust(self, data: Path) -> None:
-        """Let the server in this data directory believe the maker of the emulated TPMs, for this demonstration only."""
+        """Let the server in this data directory believe the maker of what is emulated, for this demonstration only."""
+        if self.card:
+            from keyvouch_bench.demo_card import MAKER  # noqa: PLC0415 - rarely wanted
+
+            anchor = f'\n[[trust_anchors]]\nname = "{MAKER}"\nfile = "{self.card.root}"\nformats = ["piv"]\n'
+            with (data / "keyvouch.toml").open("a", encoding="utf-8") as file:
+                file.write(anchor)
         if not self.emulated:
             return
         from keyvouch_bench.swtpm import MANUFACTURER  # noqa: PLC0415 - where there is no TPM library, nothing needs it
@@ -80,8 +91,8 @@ class DemoKeys:
 def chosen(wanted: str, folder: Path) -> Iterator[DemoKeys]:
     """The provider that is wanted, or for an empty text the best there is.
 
-    Where there can be no security key, the best of the others takes its place and says why. Raises `UnavailableError`
-    where a TPM is wanted and cannot be had.
+    Where there can be no security key, or no card, the best of the others takes its place and says why. Raises
+    `UnavailableError` where a TPM is wanted and cannot be had.
     """
     with ExitStack() as stack:
         why: list[str] = []
@@ -89,6 +100,11 @@ def chosen(wanted: str, folder: Path) -> Iterator[DemoKeys]:
             key = _security_key(stack, folder, why)
             if key is not None:
                 yield key
+                return
+        if wanted == "smartcard":
+            card = _card(stack, folder, why)
+            if card is not None:
+                yield card
                 return
         if wanted != "software":
             keys = _real(why) or _emulated(stack, folder, why)
@@ -184,6 +200,23 @@ def _security_key(stack: ExitStack, folder: Path, why: list[str]) -> DemoKeys | 
         "hardware: its keys are in a file, and nobody has to touch it. The administrator's key is in software."
     )
     return DemoKeys(told, command=key.command, environment=key.environment)
+
+
+def _card(stack: ExitStack, folder: Path, why: list[str]) -> DemoKeys | None:
+    """One smartcard, emulated, on a virtual reader that only this demonstration sees."""
+    from keyvouch_bench.demo_card import issued_card  # noqa: PLC0415 - rarely wanted
+
+    try:
+        card = stack.enter_context(issued_card(folder))
+    except KeyvouchError as error:
+        why.append(f"There can be no smartcard here. {error}")
+        return None
+    told = (
+        "Key provider: an EMULATED smartcard (PIV) for Ada, on a virtual card reader, through a real pcscd and OpenSC. "
+        "It is no hardware: its keys are in the memory of this program. The server believes its maker for this "
+        "demonstration only. The administrator's key is in software."
+    )
+    return DemoKeys(told, environment=card.environment, card=card)
 
 
 def _made(path: Path) -> Path:

@@ -126,9 +126,9 @@ class Holder:
         await live.create_user(username)
         return cls(live, username, await live.pass_session(username, await live.issue_pass(username)))
 
-    async def begin(self) -> BegunRegistration:
-        """BeginRegistration."""
-        return await begin(self.live, self.session)
+    async def begin(self, provider: int = common_pb2.PROVIDER_KIND_SMARTCARD) -> BegunRegistration:
+        """BeginRegistration, as an agent does for a smartcard."""
+        return await begin(self.live, self.session, provider=provider)
 
     async def register(
         self, made: BegunRegistration, answer: enrolment_pb2.CompleteRegistrationRequest

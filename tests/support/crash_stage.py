@@ -57,9 +57,14 @@ class Stage:
 
     @classmethod
     @contextmanager
-    def open(cls, folder: Path, *, killable: bool = False, **policy: int) -> Iterator[Self]:
-        """Make a server, start it, sign its administrator in and loosen the limits that would slow tests down."""
+    def open(cls, folder: Path, *, killable: bool = False, configuration: str = "", **policy: int) -> Iterator[Self]:
+        """Make a server, start it, sign its administrator in and loosen the limits that would slow tests down.
+
+        `configuration` goes to the end of its keyvouch.toml.
+        """
         with ServerProcess.make(folder) as server:
+            with (server.data / "keyvouch.toml").open("a", encoding="utf-8") as file:
+                file.write(configuration)
             stage = cls(server)
             if killable:
                 server.command = PROGRAM

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from keyvouch.proofs import spki_of
 from keyvouch.statement import RegistrationStatement
-from keyvouch.v1 import enrolment_pb2
+from keyvouch.v1 import common_pb2, enrolment_pb2
 from keyvouch_bench.device import SoftKey, completion
 from keyvouch_client.errors import answer
 from support.live_server import LIMIT, LiveServer, Metadata
@@ -34,11 +34,15 @@ class BegunRegistration:
         return (("authorization", f"Registration {self.begun.registration_token}"),)
 
 
-async def begin(live: LiveServer, session: Metadata, *, name: str = "laptop") -> BegunRegistration:
+async def begin(
+    live: LiveServer, session: Metadata, *, name: str = "laptop", provider: int = common_pb2.PROVIDER_KIND_UNSPECIFIED
+) -> BegunRegistration:
     """BeginRegistration with fresh keys."""
     channel_key = ec.generate_private_key(ec.SECP256R1())
     request = enrolment_pb2.BeginRegistrationRequest(
-        channel_public_key=spki_of(channel_key.public_key()), display_name=name
+        channel_public_key=spki_of(channel_key.public_key()),
+        display_name=name,
+        provider=provider,  # type: ignore[arg-type]
     )
     begun = await answer(live.enrolment.BeginRegistration(request, metadata=session, timeout=LIMIT))
     credential = SoftKey(begun.rp_id, begun.user_handle)

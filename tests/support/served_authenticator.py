@@ -20,9 +20,14 @@ _PROGRAM = "import sys; from keyvouch_agent.__main__ import main; sys.exit(main(
 
 
 class ServedAuthenticator:
-    """A running command with `--json`. Its events can be waited for; all that it says is kept."""
+    """A running command with `--json`. Its events can be waited for; all that it says is kept.
 
-    def __init__(self, home: Path, *arguments: str) -> None:
+    `pin` is given to it with `--pin-fd`.
+    """
+
+    def __init__(self, home: Path, *arguments: str, pin: str = "") -> None:
+        descriptors = _readable(pin) if pin else ()
+        arguments += tuple(word for number in descriptors for word in ("--pin-fd", str(number)))
         command = [sys.executable, "-c", _PROGRAM, "authenticator", "serve", "--home", str(home), "--json", *arguments]
         self._process = subprocess.Popen(
             command,
@@ -31,7 +36,10 @@ class ServedAuthenticator:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            pass_fds=descriptors,
         )
+        for number in descriptors:
+            os.close(number)
         self.seen: list[dict[str, Any]] = []
         self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.said: list[str] = []
@@ -84,9 +92,19 @@ class ServedAuthenticator:
         self.status()
 
 
-def start_client(environment: Mapping[str, str], code: str) -> subprocess.Popen[str]:
-    """Start a client of pcscd. `device` is the key on the first slot, `ctap` its CTAP2."""
-    return _start(environment, _CLIENT + code)
+def _readable(line: str) -> tuple[int, ...]:
+    """A descriptor from which that line is read."""
+    source, end = os.pipe()
+    with os.fdopen(end, "w") as writing:
+        writing.write(f"{line}\n")
+    return (source,)
+
+
+def start_client(environment: Mapping[str, str], code: str, *, connects: bool = True) -> subprocess.Popen[str]:
+    """Start a client of pcscd. `device` is the key on the first slot, `ctap` its CTAP2; both unless it `connects`
+    itself, with `open_key()`.
+    """
+    return _start(environment, _CLIENT + (_OPENED if connects else "") + code)
 
 
 def _start(environment: Mapping[str, str], code: str) -> subprocess.Popen[str]:
@@ -100,9 +118,9 @@ def _start(environment: Mapping[str, str], code: str) -> subprocess.Popen[str]:
     )
 
 
-def run_client(environment: Mapping[str, str], code: str) -> str:
+def run_client(environment: Mapping[str, str], code: str, *, connects: bool = True) -> str:
     """Run a client of pcscd to its end; returns what it printed."""
-    return result_of(start_client(environment, code))
+    return result_of(start_client(environment, code, connects=connects))
 
 
 def result_of(client: subprocess.Popen[str]) -> str:
@@ -142,7 +160,9 @@ def open_key():
                 raise
             time.sleep(0.05)
 
+"""
+)
+_OPENED = """
 device = open_key()
 ctap = Ctap2(device)
 """
-)

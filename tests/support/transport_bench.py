@@ -13,7 +13,8 @@ from typing import Any
 from fido2.hid import CtapHidDevice
 from fido2.hid.base import CtapHidConnection, HidDescriptor
 
-from keyvouch_agent.authenticator.ports import Presence, PresenceRequest, Purpose, UserPresence
+from keyvouch.errors import DeviceError
+from keyvouch_agent.authenticator.ports import PinEntry, Presence, PresenceRequest, Purpose, UserPresence
 from keyvouch_agent.system import SystemEntropy
 from keyvouch_agent.transports.command_runner import CommandRunner
 from keyvouch_agent.transports.hid_key import HidKey
@@ -22,6 +23,8 @@ ASK = b"\x0b"
 """A request that wants the user: answered 00, or 2D when it was cancelled, 2F when nobody came."""
 CRASH = b"\x7e"
 """A request on which the authenticator breaks."""
+WANTS_PIN = (b"\x01", b"\x02", b"\x06")
+"""Requests for which a card's PIN is asked, once, where there is somebody to ask."""
 SECONDS = 20.0
 
 _ANSWERS = {Presence.GRANTED: b"\x00", Presence.CANCELLED: b"\x2d", Presence.TIMEOUT: b"\x2f", Presence.DENIED: b"\x27"}
@@ -37,9 +40,20 @@ class ScriptedAuthenticator:
         self.sessions_closed = 0
         self.ticks = 0
         self.response: bytes | None = None
+        self.failure: DeviceError | None = None
+        """What the vault says of `WANTS_PIN`."""
+        self.pins: list[str | None] = []
 
-    def handle(self, request: bytes, presence: UserPresence, cancelled: Callable[[], bool] = lambda: False) -> bytes:
+    def handle(
+        self,
+        request: bytes,
+        presence: UserPresence,
+        cancelled: Callable[[], bool] = lambda: False,
+        entry: PinEntry | None = None,
+    ) -> bytes:
         self.requests.append(request)
+        if entry is not None and request[:1] in WANTS_PIN:
+            self.pins.append(entry.ask(3))
         if request == CRASH:
             raise RuntimeError("broken on purpose")
         if request == ASK:

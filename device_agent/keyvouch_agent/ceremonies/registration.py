@@ -1,7 +1,7 @@
 """Registration: this device becomes a method of its user. The drawing stands in `keyvouch/v1/enrolment.proto`.
 
      1  the ledger: does another account stand in the way, is there a half-finished registration to resume?
-     2  the provider: can it gate a key with a PIN, and is that PIN not blocked?
+     2  the provider: is it there, can it gate a key with a PIN, and is that PIN not blocked?
      3  the server: a session from the Temporary Access Pass
      4  a channel key, and BeginRegistration
      5  the statement: parse it, hold it against server and channel key
@@ -22,10 +22,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
-from keyvouch.errors import KeyvouchError
+from keyvouch.errors import KeyvouchError, Reason
 from keyvouch.ids import CredentialId
 from keyvouch.statement import Purpose, RegistrationStatement, challenge
 from keyvouch_agent.agent_ports import (
@@ -36,6 +35,7 @@ from keyvouch_agent.agent_ports import (
     RegistrationOffer,
     Secret,
 )
+from keyvouch_agent.ceremonies.readiness import make_ready
 from keyvouch_agent.ceremonies.registration_review import (
     RegistrationWish,
     check_final_statement,
@@ -100,6 +100,7 @@ class RegistrationCeremony:
         self._ask_access_pass = ask_access_pass
         self._progress = progress
         self._channel_keys = channel_keys
+        self._made: CredentialId | None = None
 
     async def run(self, wish: RegistrationWish) -> Enrolment:
         """Register, or finish a registration of the same account that was interrupted.
@@ -126,6 +127,7 @@ class RegistrationCeremony:
     async def _begin(self, wish: RegistrationWish) -> StagedRegistration:
         account, provider = await asyncio.to_thread(self._holders.new)
         try:
+            await make_ready(provider, self._interaction)
             capabilities = await asyncio.to_thread(provider.capabilities)
             check_gate(capabilities)
             offer, key = await self._ask_server(wish, capabilities)
@@ -145,7 +147,7 @@ class RegistrationCeremony:
             )
             await asyncio.to_thread(self._ledger.stage, staged)
         except BaseException:
-            await self._forget(account, None)
+            await self._forget(account, self._made)
             raise
         return staged
 
@@ -183,11 +185,28 @@ class RegistrationCeremony:
                 user_name=offer.username,
                 algorithms=offer.algorithms,
             )
-            registration = await asyncio.to_thread(session.create_key, creation)
+            registration = await self._create(session, creation)
             tpm = await asyncio.to_thread(session.evidence, statement.encoded, key.stored)
             return _Made(statement, registration, tpm)
+        except asyncio.CancelledError:
+            session.cancel()
+            raise
         finally:
             await asyncio.to_thread(session.close)
+
+    async def _create(self, session: ProviderSession, creation: KeyCreation) -> Registration:
+        """Step 9. A key that comes to be although nobody waits for it any more goes like every other."""
+        creating = asyncio.ensure_future(asyncio.to_thread(session.create_key, creation))
+        try:
+            await asyncio.wait({creating})
+        except asyncio.CancelledError:
+            session.cancel()
+            await asyncio.wait({creating})
+            self._made = None if creating.exception() else creating.result().credential_id
+            raise
+        made = creating.result()
+        self._made = made.credential_id
+        return made
 
     async def _prepare(
         self, session: ProviderSession, offer: RegistrationOffer, statement: RegistrationStatement
@@ -208,7 +227,11 @@ class RegistrationCeremony:
     async def _complete(self, staged: StagedRegistration, wish: RegistrationWish) -> Enrolment:
         self._progress(f"Waiting for the server {staged.public_endpoint} to verify the key.")
         evidence = AttestationEvidence(
-            staged.client_data_json, staged.attestation_object, staged.channel_proof, evidence_of(staged)
+            staged.client_data_json,
+            staged.attestation_object,
+            staged.channel_proof,
+            evidence_of(staged),
+            staged.certificates,
         )
         try:
             registered = await self._server.complete_registration(Secret(staged.registration_token), evidence)
@@ -236,5 +259,8 @@ class RegistrationCeremony:
 
     async def _forget(self, account: str, credential_id: CredentialId | None, *, provider: str = "") -> None:
         """Take away a key that leads nowhere. Where that cannot be done now, it is done before the next `enroll`."""
-        with suppress(KeyvouchError):
+        try:
             await asyncio.to_thread(self._holders.forget, provider, account, credential_id)
+        except KeyvouchError as error:
+            if error.reason is Reason.PIN_REQUIRED:  # it will not be done: the person has to
+                self._progress(str(error))

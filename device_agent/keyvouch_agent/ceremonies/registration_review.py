@@ -6,6 +6,7 @@ Every function is pure: it looks and raises, or makes one record of another. The
 from __future__ import annotations
 
 import hashlib
+import uuid
 from dataclasses import dataclass, replace
 
 from keyvouch.errors import (
@@ -23,12 +24,13 @@ from keyvouch.statement import Purpose, RegistrationStatement, check_registratio
 from keyvouch_agent.agent_ports import Registered, RegistrationOffer, RequiredAssurance
 from keyvouch_agent.channel_identity import VerifiedChain, verify_chain
 from keyvouch_agent.channel_keys import ChannelKey, prove
-from keyvouch_agent.ledger import Enrolment, StagedRegistration
+from keyvouch_agent.ledger import LONGEST_KEY_NAME, Enrolment, StagedRegistration
 from keyvouch_agent.pin_standing import check_pin_usable
 from keyvouch_agent.ports import (
     Gate,
     KeyProtection,
     ProviderCapabilities,
+    ProviderKind,
     Registration,
     TpmCertification,
     TpmEvidence,
@@ -191,6 +193,8 @@ def staged_of(
         account=account,
         emulated=capabilities.key_protection is KeyProtection.EMULATED_HARDWARE,
         tpm_evidence=_members(tpm) if tpm else (),
+        certificates=made.certificates,
+        **_name(capabilities),
     )
 
 
@@ -250,7 +254,19 @@ def enrolment_of(staged: StagedRegistration, registered: Registered, chain: Veri
         certificate_chain=chain.certificates,
         account=staged.account,
         emulated=staged.emulated,
+        key_name=staged.key_name,
+        key_model=staged.key_model,
     )
+
+
+def _name(capabilities: ProviderCapabilities) -> dict[str, str]:
+    """What people know a security key or a card by. Others are there once and need no name."""
+    if capabilities.kind is ProviderKind.SMARTCARD:
+        return {"key_name": capabilities.name[:LONGEST_KEY_NAME]}
+    if capabilities.kind is not ProviderKind.FIDO2:
+        return {}
+    model = str(uuid.UUID(bytes=capabilities.aaguid)) if any(capabilities.aaguid) else ""
+    return {"key_name": capabilities.name[:LONGEST_KEY_NAME], "key_model": model}
 
 
 def _mismatch(what: str) -> EvidenceError:

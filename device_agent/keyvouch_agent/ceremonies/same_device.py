@@ -84,12 +84,20 @@ class SameDeviceCeremony:
         Raises what `SignInCeremony.approve` raises, and what the server answers.
         """
         async with self._turn:
-            answer = await asyncio.to_thread(self._signing.approve, opened.review, opened.begun.number, interaction)
+            answer = await self._approved(opened, interaction)
         server = self._server(self._current())
         try:
             return await self._send(server, opened.begun, answer)
         finally:
             await server.close()
+
+    async def _approved(self, opened: OpenSignIn, interaction: ProviderInteraction) -> Answer:
+        """Step 4. Whoever gives up takes back what the person is being asked."""
+        try:
+            return await asyncio.to_thread(self._signing.approve, opened.review, opened.begun.number, interaction)
+        except asyncio.CancelledError:
+            self._signing.withdraw(opened.review)
+            raise
 
     async def _send(self, server: SessionServer, begun: BegunSignIn, answer: Answer) -> OpenedSession:
         for pause in PAUSES:

@@ -24,7 +24,7 @@ from keyvouch_agent.agent_ports import Answer, Prompt
 from keyvouch_agent.channel_keys import ChannelKeys, prove
 from keyvouch_agent.ledger import Enrolment
 from keyvouch_agent.pin_standing import check_pin_usable
-from keyvouch_agent.ports import KeyUse, Provider, ProviderInteraction
+from keyvouch_agent.ports import KeyUse, Provider, ProviderInteraction, ProviderSession
 
 __all__ = ["Review", "SignInCeremony"]
 
@@ -64,6 +64,8 @@ class SignInCeremony:
         self._provider = provider
         self._channel_keys = channel_keys
         self._server_now = server_now
+        self._under_way: tuple[Review, ProviderSession] | None = None
+        self._withdrawn: Review | None = None
 
     def review(self, prompt: Prompt) -> Review:
         """Steps 1 to 3.
@@ -117,6 +119,7 @@ class SignInCeremony:
 
         Raises what `check_number` and `check_open` raise, and the provider's `DeviceError`.
         """
+        self._withdrawn = None
         self.check_number(review, number)
         self.check_open(review)
         provider = self._provider()
@@ -128,7 +131,13 @@ class SignInCeremony:
             self._enrolment.credential_id,
         )
         with provider.open(interaction, rp_id=self._enrolment.rp_id) as session:
-            assertion = session.sign(use)
+            self._under_way = (review, session)
+            if self._is_withdrawn(review):  # while the key was looked for
+                session.cancel()
+            try:
+                assertion = session.sign(use)
+            finally:
+                self._under_way = None
         if assertion.credential_id != self._enrolment.credential_id:
             raise DeviceError(
                 Reason.DEVICE_FAILED,
@@ -136,6 +145,15 @@ class SignInCeremony:
                 fix="Nothing was sent. Try again; if it goes on, enrol this device again.",
             )
         return Answer(review.prompt.prompt_id, statement, assertion=assertion)
+
+    def withdraw(self, review: Review) -> None:
+        """From any thread: end an approval that waits for the person; it fails with USER_CANCELLED then."""
+        self._withdrawn, under_way = review, self._under_way
+        if under_way is not None and under_way[0] is review:
+            under_way[1].cancel()
+
+    def _is_withdrawn(self, review: Review) -> bool:
+        return self._withdrawn is review
 
     def refuse(self, review: Review, decision: Decision) -> Answer:
         """Step 7: deny or report. Blocks while the channel key signs.

@@ -13,6 +13,8 @@ from keyvouch.errors import ConflictError, MalformedError, Reason, UnavailableEr
 from keyvouch.ids import ServerId
 from keyvouch_agent import bootstrap
 from keyvouch_agent.agent_ports import Secret
+from keyvouch_agent.cards.wish import CardWish
+from keyvouch_agent.ceremonies.readiness import make_ready
 from keyvouch_agent.ceremonies.registration import RegistrationWish
 from keyvouch_agent.channel_keys import protection_of
 from keyvouch_agent.commands.asking import TerminalInteraction, ask_secret, open_terminal, read_secret
@@ -21,8 +23,8 @@ from keyvouch_agent.home import Home
 from keyvouch_agent.interactions import GivenPin
 from keyvouch_agent.ledger import Enrolment, Ledger, not_enrolled
 from keyvouch_agent.local_client import borrow_providers, call_agent
-from keyvouch_agent.pin_standing import check_pin_usable, describe_pin
-from keyvouch_agent.ports import Pin, PinControl, ProviderInteraction, ProviderKind
+from keyvouch_agent.pin_standing import check_last_try, check_pin_usable, describe_pin
+from keyvouch_agent.ports import Pin, PinControl, Provider, ProviderInteraction, ProviderKind
 from keyvouch_agent.prompts.tty_lines import TtyLines
 from keyvouch_agent.provider_shelf import ProviderKey
 from keyvouch_agent.views import enrolment_document, pin_document
@@ -50,18 +52,23 @@ async def _enrol(arguments: argparse.Namespace, home: Home, output: Output, wish
         lines = _Terminal(stack)
         interaction: ProviderInteraction
         if arguments.pin_fd is None:
-            interaction = await lines.interaction()
+            interaction = await lines.interaction(last_try=arguments.last_try)
         else:
-            interaction = GivenPin(Pin(read_secret(arguments.pin_fd)), may_set=True)
+            given = Pin(read_secret(arguments.pin_fd))
+            interaction = GivenPin(given, may_set=True, last_try=arguments.last_try, tell=output.progress)
         provider = arguments.provider or bootstrap.key_holders(home).best_kind(output.progress)
-        return await bootstrap.enrol(
+        enrolling = bootstrap.enrol(
             home=home,
             wish=wish,
             provider=provider,
             interaction=interaction,
             ask_access_pass=_access_pass(arguments, lines),
             progress=output.progress,
+            card=CardWish(
+                arguments.module or "", (), arguments.token or "", arguments.key or "", arguments.certificate
+            ),
         )
+        return await (interaction.during(enrolling) if isinstance(interaction, TerminalInteraction) else enrolling)
 
 
 class _Terminal:
@@ -76,8 +83,8 @@ class _Terminal:
             self._lines = self._stack.enter_context(open_terminal())
         return self._lines
 
-    async def interaction(self) -> TerminalInteraction:
-        asking = TerminalInteraction(self.get(), asyncio.get_running_loop())
+    async def interaction(self, *, last_try: bool = False) -> TerminalInteraction:
+        asking = TerminalInteraction(self.get(), asyncio.get_running_loop(), last_try=last_try)
         return await self._stack.enter_async_context(asking)
 
 
@@ -173,29 +180,37 @@ def change_pin(arguments: argparse.Namespace, home: Home, output: Output) -> Non
 
 
 async def _change_pin(arguments: argparse.Namespace, home: Home, output: Output) -> None:
-    shelf = bootstrap.open_shelf(home)
+    shelf = bootstrap.open_shelf(home, card=CardWish(arguments.module or "", (), arguments.token or ""))
     try:
-        provider = await asyncio.to_thread(shelf.get, _provider_key(arguments, home))
-        capabilities = provider.capabilities()
+        key = _provider_key(arguments, home)
+        provider = await asyncio.to_thread(shelf.get, key)
+        if not key.account or (key.kind == ProviderKind.SMARTCARD and not arguments.status):
+            await make_ready(provider, GivenPin(Pin(""), tell=output.progress))
+        capabilities = await asyncio.to_thread(provider.capabilities)
         if arguments.status:
             output.result(pin_document(capabilities), f"{capabilities.name}: {describe_pin(capabilities)}.")
             return
-        if capabilities.kind is ProviderKind.TPM:
+        if capabilities.kind in (ProviderKind.TPM, ProviderKind.SMARTCARD):
             check_pin_usable(capabilities)
+        check_last_try(capabilities.kind, capabilities.pin_retries_left, allowed=arguments.last_try)
         async with AsyncExitStack() as stack:
-            interaction = await _pin_interaction(arguments, _Terminal(stack))
-            session = stack.enter_context(provider.open(interaction, rp_id=_PIN_SESSION))
-            control = session.pin()
-            if control is None:
-                raise UsageError("This key provider has no PIN to manage.", fix="Use the maker's own tool.")
-            await asyncio.to_thread(_set_or_change, control, interaction)
-        output.result(pin_document(provider.capabilities()), "The PIN is set.")
+            interaction = await _pin_interaction(arguments, _Terminal(stack), output)
+            await _set_or_change(provider, interaction)
+        output.result(pin_document(await asyncio.to_thread(provider.capabilities)), "The PIN is set.")
     finally:
         shelf.close()
 
 
 def _provider_key(arguments: argparse.Namespace, home: Home) -> ProviderKey:
-    """Whose PIN: of one holder for all accounts by its kind, else of the account that is named, or of the only one."""
+    """Whose PIN: of one holder for all accounts by its kind, else of the account that is named, or of the only one.
+
+    With `--provider fido2` and no account it is the PIN of whichever security key is connected or chosen; with
+    `--provider smartcard` and no enrolment on a card that of the card in the reader.
+    """
+    if arguments.provider == ProviderKind.FIDO2 and arguments.account is None:
+        return ProviderKey(ProviderKind.FIDO2.value)
+    if arguments.token:
+        return ProviderKey(ProviderKind.SMARTCARD.value)
     accounts = [e for e in Ledger(home).enrolments() if arguments.provider in {None, e.provider}]
     named = [e for e in accounts if arguments.account in {None, e.device_id, e.username}]
     keys = {ProviderKey(e.provider, e.account) for e in named}
@@ -212,25 +227,39 @@ def _provider_key(arguments: argparse.Namespace, home: Home) -> ProviderKey:
     )
 
 
-async def _pin_interaction(arguments: argparse.Namespace, lines: _Terminal) -> ProviderInteraction:
+async def _pin_interaction(arguments: argparse.Namespace, lines: _Terminal, output: Output) -> ProviderInteraction:
     if arguments.new_pin_fd is None:
-        return await lines.interaction()
+        return await lines.interaction(last_try=arguments.last_try)
     old = "" if arguments.pin_fd is None else read_secret(arguments.pin_fd)
-    return _OldAndNew(old, read_secret(arguments.new_pin_fd))
+    return _OldAndNew(old, read_secret(arguments.new_pin_fd), output.progress, last_try=arguments.last_try)
 
 
 class _OldAndNew(GivenPin):
     """The old PIN and the new one, both given."""
 
-    def __init__(self, old: str, new: str) -> None:
-        super().__init__(Pin(old))
+    def __init__(self, old: str, new: str, tell: Callable[[str], None], *, last_try: bool) -> None:
+        super().__init__(Pin(old), last_try=last_try, tell=tell)
         self._new = new
 
     def request_new_pin(self, min_length: int) -> Pin | None:  # noqa: ARG002
         return Pin(self._new)
 
 
-def _set_or_change(control: PinControl, interaction: ProviderInteraction) -> None:
+async def _set_or_change(provider: Provider, interaction: ProviderInteraction) -> None:
+    session = await asyncio.to_thread(lambda: provider.open(interaction, rp_id=_PIN_SESSION))
+    try:
+        control = await asyncio.to_thread(session.pin)
+        if control is None:
+            raise UsageError("This key provider has no PIN to manage.", fix="Use the maker's own tool.")
+        await asyncio.to_thread(_ask_and_set, control, interaction)
+    except asyncio.CancelledError:
+        session.cancel()
+        raise
+    finally:
+        await asyncio.to_thread(session.close)
+
+
+def _ask_and_set(control: PinControl, interaction: ProviderInteraction) -> None:
     old = interaction.request_pin(control.retries_left, control.min_length) if control.is_set else None
     new = interaction.request_new_pin(control.min_length)
     if new is None or (control.is_set and old is None):

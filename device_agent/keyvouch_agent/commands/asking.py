@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from typing import Self
+from typing import Self, TypeVar
 
 from keyvouch.errors import MalformedError, Reason, UsageError
+from keyvouch_agent.pin_standing import tries_left
 from keyvouch_agent.ports import Pin, PresenceContext
+from keyvouch_agent.prompts.inert import inert
 from keyvouch_agent.prompts.tty_lines import TtyLines
 
 __all__ = ["TerminalInteraction", "ask_secret", "open_terminal", "read_secret"]
 
 _LONGEST = 256
+_T = TypeVar("_T")
 
 
 def read_secret(descriptor: int) -> str:
@@ -62,39 +66,65 @@ async def ask_secret(lines: TtyLines, question: str) -> str:
 class TerminalInteraction:
     """`ProviderInteraction` on a terminal. Providers ask from their own thread; the questions run in `loop`.
 
-    `async with` it: an interrupted command takes its question back, so that the terminal has its echo again.
+    `async with` it: an interrupted command takes its question back, so that the terminal has its echo again. Work that
+    ends only when its questions do is done `during` it.
     """
 
-    def __init__(self, lines: TtyLines, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, lines: TtyLines, loop: asyncio.AbstractEventLoop, *, last_try: bool = False) -> None:
         self._lines = lines
+        self._last_try = last_try
         self._loop = loop
         self._questions: set[asyncio.Task[object]] = set()
+        self._is_over = False
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._withdraw()
+
+    async def during(self, work: Coroutine[object, object, _T]) -> _T:
+        """Do something that asks. When it is interrupted the questions go first, for its threads wait for them."""
+        working = asyncio.ensure_future(work)
+        try:
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            await self._withdraw()
+            working.cancel()
+            await asyncio.wait({working})
+            raise
+
+    async def _withdraw(self) -> None:
+        self._is_over = True
         for question in self._questions:
             question.cancel()
         await asyncio.gather(*self._questions, return_exceptions=True)
 
     def request_pin(self, retries_left: int | None, min_length: int) -> Pin | None:  # noqa: ARG002
-        """Ask for the PIN."""
-        left = "" if retries_left is None else f" ({retries_left} tries left)"
+        """Ask for the PIN, with the tries that are left."""
+        left = "" if retries_left is None else f" ({tries_left(retries_left)})"
         return _pin(self._ask(f"PIN{left}: "))
 
     def request_new_pin(self, min_length: int) -> Pin | None:
         """Ask for a first PIN, twice."""
-        self._lines.show(f"Choose a PIN of at least {min_length} characters. It protects the key on this device only.")
+        self._lines.show(f"Choose a PIN of at least {min_length} characters. Only what holds the key learns it.")
         return _pin(self._twice(min_length))
 
     def confirm_presence(self, context: PresenceContext) -> bool:  # noqa: ARG002
         """Whoever started the command on this terminal is there."""
         return True
 
+    def allows_last_try(self) -> bool:
+        """What the command was started with."""
+        return self._last_try
+
     def touch_needed(self) -> None:
         """Remind."""
-        self._lines.show("Touch the security key now.")
+        self.tell("Touch the security key now.")
+
+    def tell(self, text: str) -> None:
+        """Show it; a key's own name may be in it."""
+        self._lines.show(inert(text, longest=400))
 
     def _twice(self, min_length: int) -> str | None:
         while True:
@@ -109,9 +139,15 @@ class TerminalInteraction:
             self._lines.show("The two are not the same. Once more:")
 
     def _ask(self, question: str) -> str | None:
-        return asyncio.run_coroutine_threadsafe(self._put(question), self._loop).result()
+        """The line; None at the end of the input, and for a question that is taken back."""
+        try:
+            return asyncio.run_coroutine_threadsafe(self._put(question), self._loop).result()
+        except CancelledError:
+            return None
 
     async def _put(self, question: str) -> str | None:
+        if self._is_over:
+            return None
         task = asyncio.current_task()
         assert task is not None
         self._questions.add(task)

@@ -1,7 +1,7 @@
 """authenticator serve: this computer as a security key, on a virtual smartcard reader or as a virtual USB key.
 
-What it says: first what is served and how far it can be trusted, then one line for each event. Not here: the parts and
-how they fit (`served`).
+What it says: first what is served and how far it can be trusted, then one line for each event. Not here: those first
+words (`serving_words`), and the parts and how they fit (`served`).
 """
 
 from __future__ import annotations
@@ -12,64 +12,120 @@ import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 from keyvouch.errors import UsageError
 from keyvouch_agent import bootstrap
+from keyvouch_agent.agent_settings import load_card_settings
 from keyvouch_agent.authenticator.ports import UserPresence
-from keyvouch_agent.commands.asking import open_terminal
+from keyvouch_agent.cards.wish import CardWish
+from keyvouch_agent.commands.asking import open_terminal, read_secret
 from keyvouch_agent.commands.output import Output
+from keyvouch_agent.commands.serving_words import GRANTS_EVERYTHING, what_it_is
 from keyvouch_agent.home import Home
+from keyvouch_agent.prompts.inert import inert
 from keyvouch_agent.prompts.presence import TerminalPresence
 from keyvouch_agent.served import Served, ServeWish, Transport, VaultKind, open_authenticator, serve
+from keyvouch_agent.served_card import CardToServe
 from keyvouch_agent.system import SystemClock, forbid_core_dumps
+from keyvouch_agent.transports.pin_entry import HeldPin
 from keyvouch_agent.transports.presence import UnsafeAutoPresence
 from keyvouch_agent.transports.vpcd import loopback_address
 
 __all__ = ["serve_authenticator"]
 
-_AUTO = (
-    "WARNING: --presence auto. Every request is granted at once, nobody is asked, and any program that reaches this "
-    "authenticator can use its keys. This is for test benches only."
-)
+_FOR_CARDS = ("token", "module", "shared_key", "last_try", "pin_fd")
 
 
 def serve_authenticator(arguments: argparse.Namespace, home: Home, output: Output) -> None:
     """Serve until SIGTERM or SIGINT."""
     forbid_core_dumps()
-    wish = _wish(arguments)
-    asyncio.run(_serve(wish, home, output, auto=arguments.presence == "auto"))
+    wish = _wish(arguments, home)
+    auto = arguments.presence == "auto"
+    held = HeldPin(read_secret(arguments.pin_fd)) if _takes_pin(arguments, wish, auto=auto) else None
+    asyncio.run(_serve(wish, home, output, auto=auto, held=held))
 
 
-def _wish(arguments: argparse.Namespace) -> ServeWish:
+def _wish(arguments: argparse.Namespace, home: Home) -> ServeWish:
     vault = VaultKind(arguments.vault)
-    if vault is VaultKind.TPM and arguments.user_verification == "optional":
+    if vault is not VaultKind.SOFTWARE and arguments.user_verification == "optional":
+        where, holder = ("in the TPM", "the TPM") if vault is VaultKind.TPM else ("on a card", "the card")
         raise UsageError(
-            "Keys in the TPM always take the PIN: the TPM itself checks it.",
+            f"Keys {where} always take the PIN: {holder} itself checks it.",
             fix="Leave --user-verification out, or serve with --vault software.",
         )
-    return ServeWish(
+    given = [name for name in _FOR_CARDS if (value := getattr(arguments, name)) is not None and value is not False]
+    if given and vault is not VaultKind.PKCS11:
+        raise UsageError(
+            f"--{given[0].replace('_', '-')} is for keys on a card.", fix="Leave it out, or serve with --vault pkcs11."
+        )
+    wish = ServeWish(
         transport=Transport(arguments.transport),
         vault=vault,
-        always_verify=vault is VaultKind.TPM or arguments.user_verification == "always",
+        always_verify=vault is not VaultKind.SOFTWARE or arguments.user_verification == "always",
         reader=loopback_address(arguments.vpcd),
+    )
+    if vault is not VaultKind.PKCS11:
+        return wish
+    card = CardWish(module=arguments.module or "", token=arguments.token or "").over(load_card_settings(home))
+    return replace(
+        wish,
+        card=CardToServe(
+            card, named=arguments.token or "", shared_key=arguments.shared_key, last_try=arguments.last_try
+        ),
     )
 
 
-async def _serve(wish: ServeWish, home: Home, output: Output, *, auto: bool) -> None:
+def _takes_pin(arguments: argparse.Namespace, wish: ServeWish, *, auto: bool) -> bool:
+    """Whether there is a PIN to read. Nobody types one where nobody is asked, and nobody else gives it elsewhere."""
+    if wish.vault is not VaultKind.PKCS11:
+        return False
+    if auto and arguments.pin_fd is None:
+        raise UsageError(
+            "With --presence auto nobody is asked, and the card takes no key into use without its PIN.",
+            fix="Give the PIN with --pin-fd, for example --pin-fd 3 with 3< FILE.",
+        )
+    if auto and arguments.last_try:
+        raise UsageError(
+            "The last try of a card is not for a PIN that nobody types.",
+            fix="Leave --last-try out, or serve without --presence auto.",
+        )
+    if arguments.pin_fd is not None and not auto:
+        raise UsageError(
+            "Where somebody is asked, the PIN is what she types: it shows that it is she.",
+            fix="Leave --pin-fd out; on a test bench, add --presence auto.",
+        )
+    return auto
+
+
+async def _serve(wish: ServeWish, home: Home, output: Output, *, auto: bool, held: HeldPin | None) -> None:
     clock, holders = SystemClock(), bootstrap.key_holders(home)
     with (
         _presence(auto=auto) as presence,
         open_authenticator(home, wish, clock=clock, tpm_access=holders.tpm_access) as served,
     ):
-        for sentence in _what_it_is(served, wish):
-            output.progress(sentence)
+        for sentence in what_it_is(served, wish, holds_pin=held is not None):
+            output.progress(inert(sentence, longest=400))
         if auto:
-            output.progress(_AUTO)
+            output.progress(GRANTS_EVERYTHING)
         events = _Events(output, auto=auto, is_asking=_question_stands(presence))
+        await asyncio.to_thread(_look_at_card, served, held, events)
         verification = "always" if wish.always_verify else "optional"
-        events.tell("serving", transport=wish.transport, vault=wish.vault, user_verification=verification)
-        await _until_signalled(serve(served, wish, presence, events.tell, monotonic=clock.monotonic))
+        card = {"token": served.card.label, "serial": served.card.serial} if served.card else {}
+        events.tell("serving", transport=wish.transport, vault=wish.vault, user_verification=verification, **card)
+        pins = held or (presence if isinstance(presence, TerminalPresence) else None)
+        await _until_signalled(serve(served, wish, presence, events.tell, monotonic=clock.monotonic, pins=pins))
         events.tell("ended")
+
+
+def _look_at_card(served: Served, held: HeldPin | None, events: _Events) -> None:
+    """Say that the card is away; and show it the PIN that is held, so that a wrong one ends the command."""
+    if served.card is None:
+        return
+    if absence := served.card.absence():
+        events.tell("card-away", reason=absence.reason.value, says=str(absence))
+    elif held is not None:
+        served.card.prove(held)
 
 
 @contextmanager
@@ -109,28 +165,6 @@ async def _until_signalled(serving: Coroutine[object, object, None]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _what_it_is(served: Served, wish: ServeWish) -> Iterator[str]:
-    """The truth about it, before the first client sees it."""
-    if wish.vault is VaultKind.SOFTWARE:
-        yield (
-            f"An authenticator in software: its keys are in a file of yours in {served.folder}. Whoever can read that "
-            f"file can copy {'it and guess the PIN' if wish.always_verify else 'them'}; this is no hardware."
-        )
-    elif served.is_emulated:
-        yield "An authenticator in an emulated TPM: whoever has that program's host has its keys."
-    else:
-        yield "An authenticator in this computer's TPM: its keys cannot be copied, and the TPM counts wrong PINs."
-    if wish.always_verify:
-        yield "Every use takes the PIN. A client sets the first one; before that no key can be made."
-    else:
-        yield "Without a PIN set, anybody at this computer can use the keys. Clients can set one."
-    if wish.transport is Transport.PCSC:
-        host, port = wish.reader
-        yield f"It goes into the virtual smartcard reader at {host}:{port}. Every user of this machine can reach that."
-    else:
-        yield f"It is plugged in as a virtual USB key ({wish.uhid}). Every program that may use security keys sees it."
-
-
 class _Events:
     """One line per event, from any thread; with `--presence auto` every one of them says so.
 
@@ -148,7 +182,7 @@ class _Events:
         if self._is_asking() and not self._output.as_json:
             return
         document: dict[str, object] = {"event": event, **fields}
-        words = " ".join([event, *(str(value) for value in fields.values())])
+        words = inert(" ".join([event, *(str(value) for value in fields.values())]), longest=400)
         if self._auto:
             document["presence"] = "auto"
             words += "  (presence: auto, nobody is asked)"

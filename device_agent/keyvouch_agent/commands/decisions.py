@@ -6,15 +6,20 @@ import argparse
 import asyncio
 from collections.abc import Mapping
 
-from keyvouch.errors import DeviceError, KeyvouchError, Reason, RefusedError, error_for
+from keyvouch.errors import KeyvouchError, Reason, RefusedError, error_for
 from keyvouch_agent.commands.asking import ask_secret, open_terminal, read_secret
 from keyvouch_agent.commands.output import Output
 from keyvouch_agent.home import Home
 from keyvouch_agent.local_client import call_agent
+from keyvouch_agent.pin_standing import check_told_pin
+from keyvouch_agent.ports import ProviderKind
 from keyvouch_agent.prompts.card import pin_line, prompt_card
 from keyvouch_agent.prompts.inert import inert
 
-__all__ = ["approve", "deny", "pending", "report"]
+__all__ = ["PATIENCE_SECONDS", "approve", "deny", "last_try", "pending", "report", "touch_line"]
+
+PATIENCE_SECONDS = 240.0
+"""For the agent's answer: a security key may have to be fetched, connected and touched first."""
 
 
 def pending(_arguments: argparse.Namespace, home: Home, output: Output) -> None:
@@ -30,16 +35,12 @@ def approve(arguments: argparse.Namespace, home: Home, output: Output) -> None:
     prompt = call_agent(home, "show", prompt_id=arguments.prompt or "")
     pin = prompt.get("pin")
     standing = pin if isinstance(pin, dict) else {}
-    if standing.get("retries_left") == 0:
-        raise DeviceError(
-            Reason.PIN_BLOCKED,
-            "The PIN of this key is blocked after too many wrong tries.",
-            fix="Deny the request with `keyvouch-agent deny`; `keyvouch-agent doctor` says how to get a new key.",
-            retries_left=0,
-        )
+    check_told_pin(standing, last_try=arguments.last_try)
     number, typed = asyncio.run(_number_and_pin(arguments, prompt, standing))
-    output.progress("Waiting for the server.")
-    outcome = call_agent(home, "approve", prompt_id=str(prompt.get("prompt_id", "")), number=number, pin=typed)
+    output.progress(touch_line(prompt, standing))
+    prompt_id = str(prompt.get("prompt_id", ""))
+    answer = {"prompt_id": prompt_id, "number": number, "pin": typed, **last_try(arguments)}
+    outcome = call_agent(home, "approve", seconds=PATIENCE_SECONDS, **answer)
     _conclude(outcome, output)
 
 
@@ -58,8 +59,8 @@ async def _number_and_pin(
 ) -> tuple[str, str]:
     """What is not given is asked on the terminal, after the card and the PIN last."""
     number = arguments.number
-    if number is not None and arguments.pin_fd is not None:
-        return str(number), read_secret(arguments.pin_fd)
+    if number is not None and (arguments.pin_fd is not None or not standing.get("asks_pin", True)):
+        return str(number), "" if arguments.pin_fd is None else read_secret(arguments.pin_fd)
     with open_terminal() as lines:
         lines.show(prompt_card(prompt, standing))
         if number is None:
@@ -67,7 +68,25 @@ async def _number_and_pin(
             number = (await lines.ask(question) or "").strip()
         if arguments.pin_fd is not None:
             return str(number), read_secret(arguments.pin_fd)
+        if not standing.get("asks_pin", True):
+            return str(number), ""
         return str(number), await ask_secret(lines, f"PIN ({pin_line(standing)}): ")
+
+
+def last_try(arguments: argparse.Namespace) -> dict[str, str]:
+    """For the agent: that the last try of the PIN may be spent, if the person has said so."""
+    return {"last_try": "yes"} if arguments.last_try else {}
+
+
+def touch_line(prompt: Mapping[str, object], standing: Mapping[str, object]) -> str:
+    """What happens next. A security key waits for a touch, and if it is not there, for that first."""
+    if prompt.get("provider") == ProviderKind.SMARTCARD and not standing.get("asks_pin", True):
+        return "Type the PIN on the reader."
+    if prompt.get("provider") != ProviderKind.FIDO2:
+        return "Waiting for the server."
+    if not standing.get("connected", True):
+        return "Connect the security key that this account is enrolled with, and touch it."
+    return "Touch the security key when it blinks."
 
 
 def _conclude(outcome: Mapping[str, object], output: Output) -> None:

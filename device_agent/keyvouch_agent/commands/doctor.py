@@ -7,8 +7,10 @@ import asyncio
 
 from keyvouch.errors import DeviceError, KeyvouchError, Reason, UnavailableError
 from keyvouch_agent import bootstrap
-from keyvouch_agent.commands.findings import Finding, good, look, note, problem, trouble
+from keyvouch_agent.commands.card_findings import card_findings
+from keyvouch_agent.commands.findings import Finding, good, look, problem, trouble
 from keyvouch_agent.commands.output import Output
+from keyvouch_agent.commands.security_key_findings import security_key_findings
 from keyvouch_agent.commands.tpm_findings import tpm_findings
 from keyvouch_agent.home import Home
 from keyvouch_agent.ledger import Enrolment, Ledger
@@ -16,10 +18,9 @@ from keyvouch_agent.local_client import call_agent
 from keyvouch_agent.pin_standing import describe_pin
 from keyvouch_agent.ports import ProviderKind
 from keyvouch_agent.provider_shelf import ProviderKey, ProviderShelf
+from keyvouch_client.security_keys.pcsc import PcscReaders
 
 __all__ = ["doctor"]
-
-_ABSENT = ("fido2", "smartcard")
 
 
 def doctor(_arguments: argparse.Namespace, home: Home, output: Output) -> int:
@@ -31,7 +32,8 @@ def doctor(_arguments: argparse.Namespace, home: Home, output: Output) -> int:
         _agent(home),
         _software(home),
         *tpm_findings(bootstrap.key_holders(home), home),
-        *(note(f"provider {kind}", "not part of this release") for kind in _ABSENT),
+        *_security_keys(home),
+        *_smartcards(home),
         *_replacements(home),
         *asyncio.run(_servers(home)),
     ]
@@ -55,6 +57,26 @@ def _software(home: Home) -> Finding:
     shelf = bootstrap.open_shelf(home)
     try:
         return _provider(ProviderKind.SOFTWARE.value, shelf)
+    finally:
+        shelf.close()
+
+
+def _security_keys(home: Home) -> list[Finding]:
+    holders = bootstrap.key_holders(home)
+    shelf = bootstrap.open_shelf(home)
+    try:
+        return security_key_findings(holders.security_keys(), PcscReaders(), shelf, _enrolments(home))
+    finally:
+        shelf.close()
+
+
+def _smartcards(home: Home) -> list[Finding]:
+    shelf = bootstrap.open_shelf(home)
+    try:
+        wish = bootstrap.key_holders(home).card_wish()
+        return card_findings(wish, shelf, _enrolments(home))
+    except KeyvouchError as error:
+        return [trouble("provider smartcard", error)]
     finally:
         shelf.close()
 

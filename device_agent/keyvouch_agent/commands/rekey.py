@@ -35,7 +35,8 @@ def rekey(arguments: argparse.Namespace, home: Home, output: Output) -> None:
 async def _rekey(arguments: argparse.Namespace, home: Home, output: Output, enrolment: Enrolment) -> Enrolment:
     async with AsyncExitStack() as stack:
         interaction = await _interaction(arguments, stack, asks=Ledger(home).replacement(enrolment.device_id) is None)
-        return await bootstrap.rekey(home=home, enrolment=enrolment, interaction=interaction, progress=output.progress)
+        work = bootstrap.rekey(home=home, enrolment=enrolment, interaction=interaction, progress=output.progress)
+        return await (interaction.during(work) if isinstance(interaction, TerminalInteraction) else work)
 
 
 async def _interaction(arguments: argparse.Namespace, stack: AsyncExitStack, *, asks: bool) -> ProviderInteraction:

@@ -47,7 +47,7 @@ def keys(_arguments: argparse.Namespace, home: Home, output: Output) -> None:
     """The keys this device approves with."""
     documents = [_document(e) for e in Ledger(home).enrolments()]
     lines = [
-        f"{str(d['credential_id'])[:16]}...  {_who(d)}  {d['key']}  (channel key: {d['channel_key']})"
+        f"{str(d['credential_id'])[:16]}...  {_who(d)}  {inert(str(d['key']))}  (channel key: {d['channel_key']})"
         for d in documents
     ]
     output.result({"keys": documents}, *(lines or [_NONE]))
@@ -61,7 +61,7 @@ def _status_lines(enrolment: Mapping[str, object]) -> str:
     text = f"{_who(enrolment)}: {enrolment.get('state')}"
     if detail := enrolment.get("detail"):
         text += f"\n  {inert(str(detail), longest=400)}"
-    text += f"\n  device {enrolment.get('device_id')}, key: {enrolment.get('key')}"
+    text += f"\n  device {enrolment.get('device_id')}, key: {inert(str(enrolment.get('key')))}"
     findings = enrolment.get("findings")
     for finding in findings if isinstance(findings, list) else []:
         text += f"\n  {enrolment.get('health')}: {inert(str(finding), longest=300)}"

@@ -98,6 +98,7 @@ class EnrolmentClient:
             attestation_object=evidence.attestation_object,
             channel_proof=evidence.channel_proof,
             tpm=_tpm_evidence(evidence.tpm) if evidence.tpm else None,
+            card=enrolment_pb2.CardEvidence(certificates=evidence.certificates) if evidence.certificates else None,
         )
         metadata = (("authorization", f"Registration {registration_token.reveal()}"),)
         return _registered(

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Protocol, Self
 
-from keyvouch_agent.authenticator.ports import Presence, PresenceRequest, UserPresence
+from keyvouch.errors import DeviceError
+from keyvouch_agent.authenticator.ports import PinEntry, Presence, PresenceRequest, UserPresence
 from keyvouch_agent.authenticator.status import Status
+from keyvouch_agent.transports.pin_entry import CommandEntry, PinDesk
 
 __all__ = [
     "CommandRunner",
@@ -57,7 +60,17 @@ def tell_nobody(*_: object, **__: object) -> None:
 class ServedAuthenticator(Protocol):
     """What a transport needs of an authenticator; see `keyvouch_agent.authenticator.engine`."""
 
-    def handle(self, request: bytes, presence: UserPresence, cancelled: Callable[[], bool]) -> bytes:
+    @property
+    def failure(self) -> DeviceError | None:
+        """What the vault said when the last CTAP2 request failed, where CTAP has only a status for it."""
+
+    def handle(
+        self,
+        request: bytes,
+        presence: UserPresence,
+        cancelled: Callable[[], bool],
+        entry: PinEntry | None = None,
+    ) -> bytes:
         """Carry out one CTAP2 request."""
 
     def handle_u2f(
@@ -119,12 +132,22 @@ class RunningCommand:
         """Ask the user, on the authenticator's thread. A cancelled question grants nothing, whatever was answered."""
         if cancelled():
             return Presence.CANCELLED
+        with self.asking():
+            answer = presence.confirm(request, cancelled)
+        return Presence.CANCELLED if cancelled() else answer
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """The user is asked for the time of the block."""
         self._asking.set()
         try:
-            answer = presence.confirm(request, cancelled)
+            yield
         finally:
             self._asking.clear()
-        return Presence.CANCELLED if cancelled() else answer
+
+    def asks_elsewhere(self) -> None:
+        """The user is asked from now on, and nobody will say until when."""
+        self._asking.set()
 
 
 class _Asking:
@@ -141,7 +164,8 @@ class _Asking:
 class CommandRunner:
     """One authenticator behind one transport, with its thread inside an `async with`. Belongs to one event loop.
 
-    `u2f_presence` is asked for CTAP1/U2F messages; the same as for all others if it is not given.
+    `u2f_presence` is asked for CTAP1/U2F messages; the same as for all others if it is not given. `pins` has the PIN
+    for a vault that verifies its user itself.
     """
 
     def __init__(
@@ -151,11 +175,13 @@ class CommandRunner:
         *,
         journal: Journal = tell_nobody,
         u2f_presence: PresencePerMessage | None = None,
+        pins: PinDesk | None = None,
     ) -> None:
         self._authenticator = authenticator
         self._presence = presence
         self._journal = journal
         self._u2f_presence = u2f_presence
+        self._pins = pins
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="authenticator")
         self._running: RunningCommand | None = None
         self._speaks_u2f = self._answers_u2f()
@@ -218,14 +244,19 @@ class CommandRunner:
         await asyncio.get_running_loop().run_in_executor(self._thread, act)
 
     def _carry_out(self, request: bytes, command: RunningCommand) -> bytes:
+        entry = CommandEntry(command, request, self._pins) if self._pins is not None else None
+        asking, failure = _Asking(command, self._presence), None
         try:
-            response = self._authenticator.handle(request, _Asking(command, self._presence), command.is_cancelled)
+            response = self._authenticator.handle(request, asking, command.is_cancelled, entry)
+            failure = self._authenticator.failure
         except Exception as error:  # noqa: BLE001 - a fault of ours is an answer too, and the key goes on
+            _settle(entry, error)
             self._journal("fault", command=_name_of(request), error=type(error).__name__)
             return bytes([Status.OTHER])
+        _settle(entry, failure)
         if request[:1] in _MAY_CHANGE_U2F:
             self._speaks_u2f = self._answers_u2f()
-        self._journal("command", command=_name_of(request), status=_status_name(response))
+        self._journal("command", command=_name_of(request), status=_status_name(response), **_why(failure))
         return response
 
     def _answers_u2f(self) -> bool:
@@ -245,6 +276,16 @@ class CommandRunner:
         if told:
             self._journal("command", command=name, status=f"{status:04X}")
         return response, status
+
+
+def _settle(entry: CommandEntry | None, failure: Exception | None) -> None:
+    if entry is not None:
+        entry.over(failure)
+
+
+def _why(failure: DeviceError | None) -> Mapping[str, str]:
+    """What the vault said, for whoever serves: a client has the status alone."""
+    return {} if failure is None else {"reason": failure.reason.value, "says": f"{failure.message} {failure.fix}"}
 
 
 def _name_of(request: bytes) -> str:
