@@ -1,7 +1,8 @@
-"""What all tests share: the `--hardware` option, the Hypothesis profiles and short-lived directories."""
+"""What all tests share: the `--hardware` option, the Hypothesis profiles, short-lived directories, no card readers."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import tempfile
@@ -26,6 +27,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--hardware", action="store_true", help="also run the tests that need a real device")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the tests away from this computer's card readers: libpcsclite looks where a test may put a pcscd of its own.
+
+    It looks there once in a process. So this is said before the first test, and by every test process for itself.
+    """
+    if not config.getoption("--fido-device", default=None):
+        place = Path(tempfile.mkdtemp(prefix="kv-pcscd-"))
+        os.environ["PCSCLITE_CSOCK_NAME"] = str(place / "pcscd.comm")
+        config.add_cleanup(lambda: shutil.rmtree(place, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -26,7 +26,7 @@ from cryptography.x509.oid import ObjectIdentifier
 from keyvouch.assurance import Protection, Verification
 from keyvouch.attestation.card_certificate import CardAuthority, NameMatch
 from keyvouch.attestation.certificate_profile import PathRule, read_profile
-from keyvouch.attestation.metadata_revocation import RevocationList, parse_crl
+from keyvouch.attestation.metadata_revocation import MAX_CRL, RevocationList, parse_crl
 from keyvouch.attestation.trust import TrustAnchor
 from keyvouch.errors import EvidenceError, KeyvouchError, MalformedError, Reason
 from keyvouch_server.domain.names import name_key
@@ -56,6 +56,11 @@ class CardSettings:
     purposes: frozenset[ObjectIdentifier] = frozenset()
     policies: frozenset[ObjectIdentifier] = frozenset()
 
+    @property
+    def promises_hardware(self) -> bool:
+        """Whether keys that it certified count for more than keys in software."""
+        return self.protection.is_hardware or self.verification is Verification.HARDWARE_GATED
+
 
 def read_settings(tables: object, *, folder: Path) -> tuple[CardSettings, ...]:
     """Read the tables, None where there are none; relative paths start at `folder`.
@@ -81,7 +86,7 @@ def _read(table: Mapping[str, Any], folder: Path) -> CardSettings:
         _text(table, "name"),
         folder / _text(table, "file"),
         _choice(NameMatch, table, "match"),
-        _text({"tenant": "", **table}, "tenant", may_be_empty=True),
+        _tenant(table),
         _choice(Protection, {"protection": Protection.SOFTWARE.value, **table}, "protection"),
         _choice(Verification, {"verification": Verification.SOFTWARE_GATED.value, **table}, "verification"),
         tuple(folder / name for name in _texts(table, "crls")),
@@ -90,9 +95,19 @@ def _read(table: Mapping[str, Any], folder: Path) -> CardSettings:
     )
 
 
-def _text(table: Mapping[str, Any], name: str, *, may_be_empty: bool = False) -> str:
+def _tenant(table: Mapping[str, Any]) -> str:
+    """What names nobody is an error: it would be for all tenants."""
+    if "tenant" not in table:
+        return ""
+    name = _text(table, "tenant")
+    if not name_key(name):
+        raise _broken("card_authorities: tenant is the name of a tenant")
+    return name
+
+
+def _text(table: Mapping[str, Any], name: str) -> str:
     value = table[name]
-    if not isinstance(value, str) or not (value or may_be_empty):
+    if not isinstance(value, str) or not value:
         raise _broken(f"card_authorities: {name} is a text that is not empty")
     return value
 
@@ -172,6 +187,12 @@ def _authority(settings: CardSettings, instant: datetime) -> CardAuthority:
     certificates = _certificates(settings.file)
     for certificate in certificates:
         _check_may_certify(settings, certificate, instant)
+    if settings.promises_hardware and not (settings.purposes or settings.policies):
+        _log.warning(
+            "card authority %s: its promise counts for every certificate it issues for signatures, also for keys that "
+            "are on no card; name required_eku or required_policies.",
+            settings.name,
+        )
     return CardAuthority(
         settings.name,
         tuple(TrustAnchor(settings.name, certificate) for certificate in certificates),
@@ -219,8 +240,10 @@ def _stamp(path: Path) -> _Stamp | None:
 
 
 def _bytes(path: Path) -> bytes:
+    """Of a file that is longer than any revocation list may be, one byte more than that."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(MAX_CRL + 1)
     except OSError as error:
         raise _broken(f"{path} cannot be read: {error.strerror}") from None
 

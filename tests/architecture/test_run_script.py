@@ -27,6 +27,10 @@ exec {sys.executable} "$@"
 """
 
 
+NO_TSS = "#!/bin/sh\ncase $2 in tss2-*) exit 1 ;; esac\n"
+NO_PCSC = "#!/bin/sh\ncase $2 in libpcsclite) exit 1 ;; esac\n"
+
+
 @pytest.fixture
 def machine(tmp_path: Path) -> Path:
     """A machine whose python3 cannot make environments: `bin` holds what stands before the real programs."""
@@ -103,7 +107,7 @@ def test_root_installs_it_and_a_failure_is_shown(machine: Path):
 @pytest.fixture
 def without_tss(machine: Path) -> Path:
     """A machine that cannot compile the TPM library, used by somebody who may not install anything."""
-    program(machine, "pkg-config", "#!/bin/sh\nexit 1\n")
+    program(machine, "pkg-config", NO_TSS)
     program(machine, "id", "#!/bin/sh\necho 1000\n")
     program(machine, "sudo", "#!/bin/sh\nexit 1\n")
     return machine
@@ -163,5 +167,39 @@ def test_without_a_tpm_of_any_kind_the_library_is_not_even_tried(prepared: Path)
 def test_a_tpm_library_that_is_there_is_not_installed_again(prepared: Path):
     stamp = (prepared / ".venv/keyvouch-stamp").read_text().split()[1]
     (prepared / ".venv/keyvouch-extra-tpm").write_text(f"{stamp}\n")
+    done = run(prepared, "demo")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "the demo ran\n", "")
+
+
+# What keys on smartcard readers need
+
+
+@pytest.mark.parametrize("command", ["setup", "lint", "test"])
+def test_the_tests_want_libpcsclite(without_tss: Path, command: str):
+    program(without_tss, "pkg-config", NO_PCSC)
+    done = run(without_tss, command)
+    assert done.returncode != 0
+    assert "sudo apt-get update && sudo apt-get install -y libpcsclite-dev pkg-config\n" in done.stderr
+
+
+def test_setup_pcsc_wants_it_by_name(prepared: Path):
+    program(prepared, "pkg-config", NO_PCSC)
+    program(prepared, "id", "#!/bin/sh\necho 1000\n")
+    program(prepared, "sudo", "#!/bin/sh\nexit 1\n")
+    done = run(prepared, "setup", "pcsc")
+    assert done.returncode != 0
+    assert "install -y libpcsclite-dev pkg-config\n" in done.stderr
+
+
+def test_a_reader_library_that_cannot_be_installed_does_not_keep_the_demo_from_running(prepared: Path):
+    program(prepared, "pkg-config", NO_TSS)
+    done = run(prepared, "demo", "--provider", "fido2")
+    assert (done.returncode, done.stdout) == (0, "the demo ran\n")
+    assert "the compiler said no" in done.stderr
+    assert "there is no reader here" in done.stderr
+
+
+def test_a_demo_without_a_security_key_does_not_try_the_reader_library(prepared: Path):
+    program(prepared, "pkg-config", NO_TSS)
     done = run(prepared, "demo")
     assert (done.returncode, done.stdout, done.stderr) == (0, "the demo ran\n", "")

@@ -25,7 +25,7 @@ from keyvouch.v1 import common_pb2, enrolment_pb2, prompts_pb2, sign_in_pb2
 from keyvouch_client.errors import answer
 from keyvouch_client.sign_in import new_proof_key
 from keyvouch_server.domain.model import Credential, Device, User
-from keyvouch_server.use_cases.decisions import Answer, Assertion
+from keyvouch_server.use_cases.judgement import Answer, Assertion
 from support.live_server import LIMIT, LiveServer, OpenSignIn, Person, refused
 from support.registering import begin as begin_registration
 from support.registering import complete

@@ -174,8 +174,22 @@ async def test_somebody_elses_badge(live: LiveServer):
     with refused(Reason.CARD_CERTIFICATE) as refusal:
         await complete(live, of_eve, with_certificates(of_eve.answer, badge(of_ada, EVE), BADGES))
     assert refusal.error.metadata["detail"] == "other_key"
+    details = [json.loads(r.details) for r in await live.audit("registration.complete")][-2:]
+    assert [told.get("detail") for told in details] == [None, "other_key"]
+    assert all(len(told["certificate"]) == 64 for told in details)
     await complete(live, of_ada, certified(of_ada, ADA))
     await complete(live, of_eve, certified(of_eve, EVE))
+
+
+async def test_certificates_come_with_no_security_key_whose_sign_ins_would_take_longer_by_them_p12(live: LiveServer):
+    ada = await Holder.new(live, ADA)
+    made = await ada.begin(common_pb2.PROVIDER_KIND_FIDO2)
+    with refused(Reason.FIELD_INVALID) as refusal:
+        await complete(live, made, certified(made, ADA))
+    assert refusal.error.metadata["field"] == "card"
+    await complete(live, made)
+    made = await ada.begin()
+    await complete(live, made, certified(made, ADA))
 
 
 @pytest.mark.parametrize("given", ["none", "garbage", "stranger"])
@@ -271,9 +285,16 @@ async def test_h8_what_the_administrator_changes_counts_for_registered_cards(
     ada = await Holder.new(live, ADA)
     _, person = await ada.certified()
     before = live.app.world.cards.authorities
+    approved = await live.approved(person)
     live.app.world.cards.authorities = card_trust(live, table) if table else ()
     with refused(reason, status=PRECONDITION):
+        await approved.redeem()
+    with refused(Reason.CARD_CERTIFICATE, status=PRECONDITION) as stranger:  # whatever it is (P12)
         await live.begin(ADA)
+    assert stranger.error.metadata == {}
+    redeemed, begun = (await live.audit("sign_in.redeem"))[-1], (await live.audit("sign_in.begin"))[-1]
+    assert (redeemed.outcome, begun.outcome) == (reason.value, reason.value)
+    assert ("detail" in json.loads(redeemed.details)) is (reason is Reason.CARD_CERTIFICATE)
     live.app.world.cards.authorities = before
     await live.signed_in(person)
 
@@ -348,6 +369,29 @@ async def test_a7_a_policy_that_wants_the_pin_before_each_signature(live: LiveSe
     assert refusal.error.metadata["found"] == "pin_policy=once"
     _, always = await eve.register(of_eve, in_card(of_eve, pin=3))
     await live.signed_in(always)
+
+
+@pytest.mark.parametrize("way", ["said to be a card", "certified"])
+async def test_a7_a_card_that_attests_nothing_is_not_attested_to_ask_for_its_pin(live: LiveServer, way: str):
+    ada, eve = await Holder.new(live, ADA), await Holder.new(live, EVE)
+    provider = common_pb2.PROVIDER_KIND_SMARTCARD if way == "said to be a card" else common_pb2.PROVIDER_KIND_SOFTWARE
+
+    async def answered(holder: Holder) -> Any:
+        made = await holder.begin(provider)
+        return made, made.answer if way == "said to be a card" else certified(made, holder.username)
+
+    _, person = await ada.register(*await answered(ada))
+    await live.signed_in(person)
+    await live.change_policy(registration={"card_pin_always": True})
+    with refused(Reason.ASSURANCE_TOO_LOW):
+        await live.begin(ADA)
+    made, answer = await answered(eve)
+    with refused(Reason.ASSURANCE_TOO_LOW) as refusal:
+        await complete(live, made, answer)
+    assert refusal.error.metadata["found"] == "pin_policy=unproved"
+    made = await eve.begin(common_pb2.PROVIDER_KIND_SOFTWARE)
+    _, software = await eve.register(made, made.answer)  # a key on no card is not concerned
+    await live.signed_in(software)
 
 
 async def test_a7_a_promise_does_not_say_when_a_card_asks_for_its_pin(serving: Serving):

@@ -22,7 +22,7 @@ from keyvouch.errors import (
 from keyvouch.ids import ServerId
 from keyvouch.proofs import thumbprint
 from keyvouch.v1 import common_pb2, sessions_pb2
-from keyvouch_client import sign_in_with_access_pass
+from keyvouch_client import SecurityKeySignIn, sign_in_with_access_pass
 from support.client_stage import ENDS, Stage, a_stage, until_called
 from support.fake_world import unverified
 
@@ -143,13 +143,22 @@ async def test_asking_again_after_success_gives_the_same_session(stage: Stage) -
         assert (await sign_in.session()).session_id == (await sign_in.session()).session_id
 
 
+async def test_a_server_of_an_older_release_knows_no_security_keys(stage: Stage) -> None:
+    who = {"tenant": "example", "username": "ada", "app_id": "shop", "app_name": "Shop"}
+    with pytest.raises(RefusedError) as caught:
+        async with SecurityKeySignIn(stage.connection, **who):  # type: ignore[arg-type]
+            raise AssertionError("nothing is offered to a key")
+    assert caught.value.reason is Reason.NO_METHOD
+    assert (await stage.world.row()).state == common_pb2.SIGN_IN_STATE_CANCELLED
+
+
 async def test_a_stolen_sign_in_token_is_worthless_without_the_proof_key(stage: Stage) -> None:
     async with stage.sign_in() as sign_in, stage.sign_in("eve") as thief:
         row = await stage.world.row("ada")
         await stage.world.decide(row.sign_in_id)
         mine, theirs = sign_in._live(), thief._live()
         theirs.begun.CopyFrom(mine.begun)
-        theirs._metadata = mine._metadata
+        theirs.metadata = mine.metadata
         with pytest.raises(EvidenceError) as caught:
             await theirs.redeem()
         assert (await sign_in.session()).details.username == "ada"

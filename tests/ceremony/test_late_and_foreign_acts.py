@@ -10,7 +10,7 @@ from keyvouch.statement import Decision
 from keyvouch.v1 import administration_pb2 as admin_pb
 from keyvouch.v1 import common_pb2
 from keyvouch_server.domain.model import Device, Role, SignInState, User
-from keyvouch_server.use_cases.decisions import Answer, Assertion
+from keyvouch_server.use_cases.judgement import Answer, Assertion
 from support.live_server import LiveServer, Person, refused
 
 SOFTWARE = common_pb2.AssuranceRequirement(

@@ -22,7 +22,7 @@ from keyvouch_client.errors import answer
 from keyvouch_server.domain.model import Device, Registration, Role, Session, User
 from keyvouch_server.ports import Transaction
 from keyvouch_server.rpc.sign_in_stream import BACKLOG, SignInStream
-from keyvouch_server.use_cases.decisions import Answer, Assertion
+from keyvouch_server.use_cases.judgement import Answer, Assertion
 from keyvouch_server.use_cases.registration import RETENTION_SECONDS
 from keyvouch_server.use_cases.world import Caller
 from support.live_server import LIMIT, TENANT, LiveServer, Metadata, OpenSignIn, bearer, refused

@@ -115,6 +115,18 @@ async def test_the_certificate_of_the_attestation_key_is_that_of_webauthn_8_3_1(
     assert {"2.5.29.14", "2.5.29.35", "2.5.29.15"} <= found.keys()
 
 
+async def test_certificates_for_a_smartcard_do_not_come_with_a_tpm(trusting: LiveServer):
+    made = await begun(trusting, MAKER.tpm(), "ada")
+    await made.prepare()
+    answer = made.completion()
+    answer.card.certificates.append(made.certificate)
+    with refused(Reason.FIELD_INVALID) as refusal:
+        await made.complete(answer)
+    assert refusal.error.metadata["field"] == "card"
+    answer.ClearField("card")
+    assert (await made.complete(answer)).device.assurance == GATED_TPM
+
+
 async def test_the_ceremony_key_is_gone_once_it_has_signed(trusting: LiveServer):
     made = await begun(trusting, MAKER.tpm(), "ada")
     (before,) = await trusting.app.store.read(lambda tx: tx.find(Registration, {"device_id": made.device_id}))

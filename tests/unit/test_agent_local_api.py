@@ -157,6 +157,8 @@ NONSENSE = {
     "a field too many": b'{"op": "status", "pin": "1"}\n',
     "a field missing": b'{"op": "approve", "prompt_id": "x", "number": "07"}\n',
     "a number as number": b'{"op": "approve", "prompt_id": "x", "number": 7, "pin": "1"}\n',
+    "a last try that is none": b'{"op": "approve", "prompt_id": "x", "number": "07", "pin": "1", "last_try": "no"}\n',
+    "a last try of nothing": b'{"op": "deny", "prompt_id": "x", "last_try": "yes"}\n',
     "an endless PIN": b'{"op": "approve", "prompt_id": "x", "number": "07", "pin": "' + b"1" * 300 + b'"}\n',
     "not UTF-8": b'{"op": "\xff"}\n',
     "a lone surrogate": b'{"op": "deny", "prompt_id": "\\ud800"}\n',

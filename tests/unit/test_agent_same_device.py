@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from keyvouch.errors import ConflictError, DeviceError, KeyvouchError, NotFoundError, Reason, UnavailableError
-from keyvouch.ids import DeviceId, ServerId, SignInId, TenantId, UserId
+from keyvouch.ids import CredentialId, DeviceId, ServerId, SignInId, TenantId, UserId
 from keyvouch.statement import Decision, DecisionStatement, SignInOffer
 from keyvouch_agent.agent_ports import Answer, Secret
 from keyvouch_agent.authenticator.engine import Authenticator
@@ -22,15 +23,17 @@ from keyvouch_agent.ceremonies.sign_in import SignInCeremony
 from keyvouch_agent.channel_keys import SealedChannelKeys
 from keyvouch_agent.ledger import Enrolment
 from keyvouch_agent.own_sign_ins import MAX_OPEN, OwnSignIns
-from keyvouch_agent.ports import KeyCreation
+from keyvouch_agent.ports import KeyCreation, Provider
 from keyvouch_agent.providers.built_in import BuiltInProvider
 from keyvouch_agent.session_ports import AppRequest, BegunSignIn, OpenedSession
 from keyvouch_agent.system import SystemClock, SystemEntropy
 from keyvouch_agent.vaults.software import SoftwareVault
-from support.agent_bench import given_pin
+from support.agent_bench import PIN, given_pin
 from support.agent_records import sample_enrolment
 from support.authenticators import FAST_KDF
 from support.fake_devices import RP_ID, fresh
+from support.roaming import provider_over
+from support.security_keys import GET_INFO, Bench, Finger, KeyOnBench
 
 NOW = 1_800_000_000
 WANTED = AppRequest("shop", "Shop", "https://orders.test", "Week 47")
@@ -91,17 +94,25 @@ class Desk:
         provider = BuiltInProvider(Authenticator(self.vault, SystemClock(), SystemEntropy()))
         with provider.open(given_pin(), rp_id=RP_ID) as session:
             made = session.create_key(KeyCreation(os.urandom(32), RP_ID, b"user", "ada", (-7,)))
-        self.enrolment = sample_enrolment(credential_id=made.credential_id).enrolment
         self.now, self.naps = float(NOW), list[float]()
+        self.enrol(provider, made.credential_id)
+
+    def enrol(self, provider: Provider, credential_id: CredentialId) -> None:
+        """Be enrolled with this key."""
+        self.enrolment = sample_enrolment(credential_id=credential_id).enrolment
         self.server = Server(self.enrolment)
-        signing = SignInCeremony(
+        self.signing = SignInCeremony(
             enrolment=self.enrolment,
             provider=lambda: provider,
             channel_keys=SealedChannelKeys(),
             server_now=lambda: self.now,
         )
         self.ceremony = SameDeviceCeremony(
-            current=lambda: self.enrolment, server=self.connect, signing=signing, turn=asyncio.Lock(), sleep=self.nap
+            current=lambda: self.enrolment,
+            server=self.connect,
+            signing=self.signing,
+            turn=asyncio.Lock(),
+            sleep=self.nap,
         )
         self.own = OwnSignIns(self.ceremony, current=lambda: self.enrolment, server_now=lambda: self.now)
 
@@ -235,3 +246,51 @@ async def test_what_has_expired_is_not_signed_and_is_forgotten(desk: Desk) -> No
     desk.server.changes, desk.server.reply = {"expires_at": NOW + 240}, {"expires_at": NOW + 240}
     await desk.own.begin(WANTED)
     assert not any(desk.own.holds(name) for name in names)
+
+
+@pytest.fixture
+def idle_key(desk: Desk) -> KeyOnBench:
+    """The account's key is a security key, and nobody touches it."""
+    key = KeyOnBench(finger=Finger())
+    key.set_pin(PIN)
+    provider = provider_over(Bench().put_in(key))
+    with provider.open(given_pin(), rp_id=RP_ID) as session:
+        made = session.create_key(KeyCreation(os.urandom(32), RP_ID, b"user", "ada", (-7,)))
+    key.finger.always = False
+    key.finger.is_asked.clear()
+    desk.enrol(provider, made.credential_id)
+    return key
+
+
+async def test_a_completion_that_is_given_up_takes_its_touch_back(desk: Desk, idle_key: KeyOnBench) -> None:
+    opened = await desk.ceremony.begin(WANTED)
+    completing = asyncio.create_task(desk.ceremony.complete(opened, given_pin()))
+    await asyncio.to_thread(idle_key.finger.is_asked.wait, 30)
+    completing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await completing
+    await asyncio.to_thread(_until_closed, idle_key)
+    assert desk.server.answers == []
+
+
+async def test_a_withdrawal_before_the_key_is_asked_counts_as_well(desk: Desk, idle_key: KeyOnBench) -> None:
+    opened = await desk.ceremony.begin(WANTED)
+
+    def withdraw_once(_answer: object) -> None:
+        del idle_key.changes[GET_INFO]
+        desk.signing.withdraw(opened.review)
+
+    idle_key.changes[GET_INFO] = withdraw_once
+    with pytest.raises(DeviceError) as caught:
+        await asyncio.wait_for(desk.ceremony.complete(opened, given_pin()), 30)
+    assert caught.value.reason is Reason.USER_CANCELLED
+    idle_key.finger.always = True
+    await desk.ceremony.complete(opened, given_pin())  # control: another try is open
+
+
+def _until_closed(key: KeyOnBench) -> None:
+    """The key is let go. A test that waits here for ever ends at the limit of all tests."""
+    end = time.monotonic() + 30
+    while key.open and time.monotonic() < end:
+        time.sleep(0.01)
+    assert key.open == 0

@@ -22,6 +22,8 @@ from support.forge import UP_UV, Forge
 
 SOFTWARE_KEY = Assurance(Protection.SOFTWARE, Verification.SOFTWARE_GATED, Provenance.SELF)
 HARDWARE_KEY = Assurance(Protection.TPM, Verification.HARDWARE_GATED, Provenance.ATTESTED, "Maker Root")
+CERTIFIED_KEY = Assurance(Protection.SOFTWARE, Verification.SOFTWARE_GATED, Provenance.CERTIFIED, "Badges")
+PROMISED_KEY = Assurance(Protection.SMARTCARD, Verification.HARDWARE_GATED, Provenance.CERTIFIED, "Badges")
 HARDWARE = (Protection.TPM, Protection.SECURE_ELEMENT, Protection.SMARTCARD, Protection.TEE, Protection.HARDWARE)
 
 
@@ -33,7 +35,7 @@ def test_the_orders() -> None:
     assert list(Verification) == sorted(Verification)
     assert Verification.NONE < Verification.SOFTWARE_GATED < Verification.HARDWARE_GATED
     assert list(Provenance) == sorted(Provenance)
-    assert Provenance.ATTESTED >= Provenance.SELF > Provenance.UNATTESTED
+    assert Provenance.ATTESTED > Provenance.CERTIFIED > Provenance.SELF > Provenance.UNATTESTED
     with pytest.raises(TypeError):
         Verification.NONE < Provenance.SELF  # noqa: B015
     assert [protection for protection in Protection if protection.is_hardware] == list(HARDWARE)
@@ -81,6 +83,8 @@ def test_one_signature_proves_no_more_than_its_user_verification() -> None:
         (Protection.TPM, Verification.NONE, Provenance.SELF, ""),
         (Protection.SOFTWARE, Verification.HARDWARE_GATED, Provenance.UNATTESTED, ""),
         (Protection.TPM, Verification.NONE, Provenance.ATTESTED, ""),
+        (Protection.SOFTWARE, Verification.NONE, Provenance.CERTIFIED, ""),
+        (Protection.SMARTCARD, Verification.NONE, Provenance.CERTIFIED, ""),
         (Protection.SOFTWARE, Verification.NONE, Provenance.SELF, "Maker Root"),
     ],
 )
@@ -111,6 +115,21 @@ def test_a_claim_without_its_proof_cannot_be_written_down(
         (SOFTWARE_KEY, AssuranceRequirement(verification=Verification.SOFTWARE_GATED), ()),
         (SOFTWARE_KEY, AssuranceRequirement(provenance=Provenance.ATTESTED), ("provenance",)),
         (HARDWARE_KEY, AssuranceRequirement(provenance=Provenance.SELF), ()),
+        (HARDWARE_KEY, AssuranceRequirement(provenance=Provenance.CERTIFIED), ()),
+        (SOFTWARE_KEY, AssuranceRequirement(provenance=Provenance.CERTIFIED), ("provenance",)),
+        (CERTIFIED_KEY, AssuranceRequirement(provenance=Provenance.CERTIFIED, anchors=frozenset({"Badges"})), ()),
+        (
+            HARDWARE_KEY,
+            AssuranceRequirement(provenance=Provenance.CERTIFIED, anchors=frozenset({"Badges"})),
+            ("anchor",),
+        ),
+        (PROMISED_KEY, AssuranceRequirement(RequiredProtection.HARDWARE, provenance=Provenance.CERTIFIED), ()),
+        (
+            PROMISED_KEY,
+            AssuranceRequirement(RequiredProtection.HARDWARE, provenance=Provenance.ATTESTED),
+            ("provenance",),
+        ),
+        (CERTIFIED_KEY, AssuranceRequirement(RequiredProtection.HARDWARE), ("protection",)),
         (HARDWARE_KEY, AssuranceRequirement(anchors=frozenset({"Maker Root", "Other"})), ()),
         (HARDWARE_KEY, AssuranceRequirement(anchors=frozenset({"Other"})), ("anchor",)),
         (SOFTWARE_KEY, AssuranceRequirement(anchors=frozenset({"Other"})), ("anchor",)),
@@ -137,8 +156,8 @@ def test_every_hardware_kind_counts_the_same() -> None:
 
 
 def test_storage_there_and_back() -> None:
-    for protection, verification in product(Protection, Verification):
-        assurance = Assurance(protection, verification, Provenance.ATTESTED, "Ma\u00eetre / 1")
+    for protection, verification, anchored in product(Protection, Verification, list(Provenance)[2:]):
+        assurance = Assurance(protection, verification, anchored, "Ma\u00eetre / 1")
         assert Assurance.from_dict(assurance.to_dict()) == assurance
         assert Assurance.parse(assurance.text()) == assurance
     for place, verification, provenance in product(RequiredProtection, Verification, Provenance):
@@ -152,6 +171,7 @@ def test_the_one_line_form() -> None:
     assert SOFTWARE_KEY.text() == "software/software_gated/self"
     assert Assurance.parse("software/software_gated/self") == SOFTWARE_KEY
     assert HARDWARE_KEY.text() == "tpm/hardware_gated/attested/Maker Root"
+    assert CERTIFIED_KEY.text() == "software/software_gated/certified/Badges"
     assert AssuranceRequirement().text() == "any/none/unattested"
     assert AssuranceRequirement.parse("any/none/unattested") == AssuranceRequirement()
 

@@ -97,7 +97,7 @@ def test_every_kind_of_key_of_a_card(key: Any):
         [GOOD.der] * 9,
         [GOOD.der, bytes(32 * 1024)],
     ],
-    ids=lambda certificates: f"{len(certificates)} of {sum(map(len, certificates))}",
+    ids=["none", "empty", "text", "one byte more", "one byte less", "one that is empty", "nine", "too long"],
 )
 def test_what_cannot_be_read_is_refused_as_such(certificates: list[bytes]):
     with pytest.raises(MalformedError) as caught:
@@ -144,6 +144,7 @@ BELOW_SHORT = intermediate(SHORT, "Too many")
 NOT_SIGNING = intermediate(ORGANISATION, "Not signing", key_usage=DIGITAL_SIGNATURE)
 STRANGE = (x509.UnrecognizedExtension(ObjectIdentifier("1.2.3"), b""), True)
 NO_CA = badge(ORGANISATION, key=new_key())
+OUTLIVED = intermediate(ORGANISATION, "Outlived", not_after=INSTANT - DAY)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +152,7 @@ NO_CA = badge(ORGANISATION, key=new_key())
     [
         ((badge(not_after=INSTANT - DAY), BADGES), "validity"),
         ((badge(not_before=INSTANT + DAY), BADGES), "validity"),
+        ((badge(OUTLIVED), OUTLIVED), "validity"),
         ((badge(root("Stranger")),), "anchor"),
         ((GOOD,), "anchor"),
         ((badge(NAMESAKE),), "signature"),
@@ -175,6 +177,19 @@ def test_the_last_second_and_the_one_after():
     assert refused(instant=NOT_AFTER + DAY / 86400) == "validity"
     assert verify(instant=NOT_BEFORE).name
     assert refused(instant=NOT_BEFORE - DAY / 86400) == "validity"
+
+
+def test_an_authority_that_has_expired_itself_certifies_nobody():
+    old = root("Old", not_after=INSTANT - DAY)
+    assert refused(badge(old), authorities=[authority(old)]) == "validity"
+
+
+def test_a_certificate_of_an_issuer_by_somebody_else_is_no_way_around():
+    by_a_stranger = intermediate(root("Stranger"), "Example Badges", key=BADGES.key)
+    assert refused(GOOD, by_a_stranger) == "anchor"
+    assert verify(GOOD, by_a_stranger, BADGES).name
+    lists = (crl(ORGANISATION, BADGES), crl(BADGES))
+    assert refused(GOOD, by_a_stranger, BADGES, authorities=[authority(revocation=lists)]) == "revoked"
 
 
 def test_without_an_authority_nobody_certifies_anything():

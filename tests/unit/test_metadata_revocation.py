@@ -121,6 +121,7 @@ UNUSABLE: dict[str, dict[str, Any]] = {
     "out of date": {"begin": INSTANT - 2 * DAY, "end": INSTANT - SECOND},
     "not valid yet": {"begin": INSTANT + SECOND},
     "a delta": {"extensions": [(x509.DeltaCRLIndicator(1), True)]},
+    "a delta that says so in passing": {"extensions": [(x509.DeltaCRLIndicator(1), False)]},
     "of an unknown critical extension": {
         "extensions": [(x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00"), True)]
     },

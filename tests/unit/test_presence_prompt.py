@@ -4,47 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pty
 import termios
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 
 import pytest
 
 from keyvouch_agent.authenticator.ports import Presence, PresenceRequest, Purpose
 from keyvouch_agent.prompts.presence import MOST_REFUSED, QUIET_SECONDS, TerminalPresence, question_for
-from keyvouch_agent.prompts.tty_lines import TtyLines
-from support.agent_bench import until
+from support.terminal_person import Person
 
 REQUEST = PresenceRequest(Purpose.GET_ASSERTION, "login.example.org", "ada")
-
-
-class Person:
-    def __init__(self) -> None:
-        self.own_end, self.terminal = pty.openpty()
-        os.set_blocking(self.own_end, False)
-        self._shown = os.fdopen(os.dup(self.terminal), "w")
-        self.lines = TtyLines(self.terminal, self._shown)
-        self.screen = ""
-
-    def look(self) -> str:
-        with suppress(BlockingIOError):
-            while data := os.read(self.own_end, 65536):
-                self.screen += data.decode("utf-8", "replace")
-        return self.screen
-
-    async def sees(self, text: str, count: int = 1) -> None:
-        await until(lambda: self.look().count(text) >= count)
-
-    async def types(self, line: str, *, times: int = 1) -> None:
-        """Wait for the question, then answer; the terminal is in its hands once it has its reader."""
-        await self.sees("(y, n): ", times)
-        os.write(self.own_end, f"{line}\n".encode())
-
-    def leave(self) -> None:
-        self._shown.close()
-        os.close(self.own_end)
-        os.close(self.terminal)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from keyvouch_server.bootstrap import init
 from keyvouch_server.card_authorities import CardFiles, read_settings
 from keyvouch_server.domain.policy import Policy, RegistrationPolicy, decide_card_pin
 from keyvouch_server.rpc import convert
+from keyvouch_server.use_cases.opening import _untold
 from support.card_certificates import BADGES, GOOD, HARDWARE_POLICY, LOGON, ORGANISATION, badge, crl_der
 from support.certificate_forge import INSTANT, NOT_AFTER, Issued, intermediate, rsa_key
 from support.live_server import configuration
@@ -89,6 +90,9 @@ def test_a_whole_table_and_a_short_one(folder: Path):
         {**TABLE, "protection": "card"},
         {**TABLE, "verification": True},
         {**TABLE, "tenant": 1},
+        {**TABLE, "tenant": ""},
+        {**TABLE, "tenant": " "},
+        {**TABLE, "tenant": "x" * 300},
         {**TABLE, "crls": "root.crl"},
         {**TABLE, "crls": [""]},
         {**TABLE, "required_eku": ["logon"]},
@@ -158,6 +162,16 @@ def test_what_is_out_of_date_is_told_and_no_reason_to_stop(folder: Path, caplog:
     ]
 
 
+def test_a_promise_for_whatever_an_authority_issues_is_told(folder: Path, caplog: pytest.LogCaptureFixture):
+    bare = {name: value for name, value in FULL.items() if not name.startswith("required")}
+    for less in ({"required_eku": FULL["required_eku"]}, {"required_policies": FULL["required_policies"]}, TABLE):
+        files(folder, {**(bare if less is not TABLE else {}), **less})
+    assert not caplog.records
+    for promised in ("protection", "verification"):
+        files(folder, {**TABLE, promised: FULL[promised]})
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["card authority Example Badges"] * 2
+
+
 def test_a_list_that_is_replaced_counts_and_one_that_is_broken_does_not(folder: Path, caplog: pytest.LogCaptureFixture):
     found = files(folder, FULL)
 
@@ -181,6 +195,16 @@ def test_a_list_that_is_replaced_counts_and_one_that_is_broken_does_not(folder: 
     assert revoked() == 2
 
 
+def test_a_list_that_is_too_long_is_not_read_to_its_end(folder: Path, caplog: pytest.LogCaptureFixture):
+    found = files(folder, FULL)
+    with (folder / "badges.crl").open("wb") as endless:
+        endless.truncate(2**40)
+    found.refresh()
+    assert len(caplog.records) == 1
+    with unusable():
+        files(folder, FULL)
+
+
 def put(path: Path, content: bytes | None) -> None:
     """Replace a file as administrators' tools do, or take it away."""
     if content is None:
@@ -201,6 +225,21 @@ def test_the_tables_stand_in_the_configuration(folder: Path):
     (found,) = config.load_config(data).cards
     assert (found.name, found.match) == ("Badges", NameMatch.EMAIL)
     assert CardFiles((found,), instant=datetime.now(UTC)).trust.named("Badges")
+
+
+# What a stranger is told
+
+
+def test_whoever_only_names_a_user_hears_one_thing_of_a_badge_whatever_is_wrong_with_it():
+    told = [
+        _untold(RefusedError(reason, f"It is {reason}.", fix="Do.", metadata={"detail": "validity", "match": "upn"}))
+        for reason in (Reason.CARD_CERTIFICATE, Reason.CARD_USER, Reason.WEAK_KEY_ROCA)
+    ]
+    assert {(one.reason, one.message, one.fix, str(one.metadata)) for one in told} == {
+        (Reason.CARD_CERTIFICATE, told[0].message, told[0].fix, "{}")
+    }
+    health = RefusedError(Reason.DEVICE_HEALTH, "It is not well.", fix="Do.")
+    assert _untold(health) is health
 
 
 # Policy

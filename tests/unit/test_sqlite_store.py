@@ -238,6 +238,7 @@ async def test_a_store_of_version_1_is_brought_up_to_date_with_all_its_records(p
             _insert_what_was_known(connection, record)
     store = SqliteStore.open(path)
     newer = {"tpm": b"", "replaced_device_id": "", "same_device": False, "certificate_bound": False}
+    newer |= {"card_authority": "", "card_certificates": b""}
     for record in kept:
         names = {field.name for field in dataclasses.fields(record)}
         wanted = dataclasses.replace(record, **{name: value for name, value in newer.items() if name in names})

@@ -89,10 +89,10 @@ async def test_a_backup_that_fails_leaves_the_older_one(tmp_path: Path) -> None:
 
 SECOND_DEVICE = """
     INSERT INTO tenant SELECT 'ten_b', 'b', 'b', 0, 0 FROM tenant;
-    INSERT INTO user SELECT 'usr_c', 'ten_b', 'c', 'c', 'c', role, x'00', 0, 0, 0, 0, 0 FROM user;
+    INSERT INTO user SELECT 'usr_c', 'ten_b', 'c', 'c', 'c', role, x'00', 0, 0, 0, 0, 0, 0 FROM user;
     INSERT INTO device SELECT 'dev_b', '{0}', '{1}', 'b', provider, x'00', x'00', registered_at, 0 FROM device;
-    INSERT INTO credential SELECT x'00', '{0}', '{1}', 'dev_b', x'00', x'00', 0, 0, x'', x'', x'', assurance, 0
-        FROM credential;
+    INSERT INTO credential SELECT x'00', '{0}', '{1}', 'dev_b', x'00', x'00', 0, 0, x'', x'', x'', assurance, 0,
+        card_authority, card_certificates FROM credential;
     INSERT INTO device_tpm SELECT 'dev_b', '{0}', '{1}', endorsement_key_hash, x'00', proved_assurance, anchor,
         manufacturer, model, pin_limit, 0, health, 0, '[]', '', '', 0, 0, '{{}}', '{{}}' FROM device_tpm"""
 """A second device in the same TPM: `format` with its tenant and its user."""
@@ -102,17 +102,20 @@ BREAKAGES = {
     "UPDATE sign_in SET state = 'approved'": "a session by approval without a consumed sign-in",
     "INSERT INTO sign_in SELECT 'sin_b', tenant_id, user_id, token_hash, state, number, proof_key, proof_thumbprint,"
     " app_id, app_name, audience, address, binding_message, policy_version, required_assurance, created_at, expires_at,"
-    " device_id, assurance, decided_at, decision_hash, session_id, same_device FROM sign_in": "more than one sign-in",
+    " device_id, assurance, decided_at, decision_hash, session_id, same_device, 0, 0"
+    " FROM sign_in": "more than one sign-in",
+    "UPDATE sign_in SET same_device = 1, security_key = 1": "a sign-in that could be decided in two ways",
     "DELETE FROM credential": "a device without a credential",
     "UPDATE registration SET state = 'pending'": "a device whose registration is not complete",
     "UPDATE credential SET user_id = 'usr_b'": "refers to a user that is not there",
-    "INSERT INTO user SELECT 'usr_c', tenant_id, 'c', 'c', 'c', role, x'00', 0, 0, 0, 0, 0 FROM user;"
+    "INSERT INTO user SELECT 'usr_c', tenant_id, 'c', 'c', 'c', role, x'00', 0, 0, 0, 0, 0, 0 FROM user;"
     " UPDATE device_tpm SET user_id = 'usr_c'": "a TPM that belongs to another user than its device",
     "INSERT INTO tenant SELECT 'ten_b', 'b', 'b', 0, 0 FROM tenant;"
     " UPDATE key_replacement SET tenant_id = 'ten_b'": "a key replacement in another tenant than its device",
     "UPDATE device_tpm SET transcript = x'00'": "a TPM without the transcript of its registration",
     "UPDATE device_tpm SET health = 'failed'": "a key that counts for more than its TPM proved",
     "UPDATE credential SET assurance = 'x'": "a key that counts for more than its TPM proved",
+    "UPDATE credential SET card_authority = ''": "a key with certificates and no authority",
     "DELETE FROM tenant": "refers to a tenant that is not there",
     "DELETE FROM audit_record WHERE at = 131": "a session without an audit record",
     "DELETE FROM audit_record WHERE at = 110": "a device without an audit record",

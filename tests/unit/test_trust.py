@@ -115,6 +115,12 @@ def test_distrusted_keys_are_refused_wherever_they_stand_in_any_edition() -> Non
         assert caught.value.reason is Reason.AUTHENTICATOR_STATUS
 
 
+def test_what_its_anchors_are_called() -> None:
+    assert STORE.names == {anchor.name for anchor in STORE}
+    assert TrustStore([GENERAL, GENERAL]).names == {GENERAL.name}
+    assert TrustStore().names == frozenset()
+
+
 def test_without_distrusted_keys_no_certificate_is_read() -> None:
     unread = iter([ROOT])
     STORE.check_certificates(unread)

@@ -35,8 +35,9 @@ class RevocationList:
     """A CRL that is well-formed; nothing is known yet of its signature. Made by `parse_crl` only.
 
     `revoked` are the serial numbers on it; of a delta CRL not those that it takes off the complete one. `scope` is its
-    issuing distribution point, `has_unknown_critical` whether it holds what may not be ignored. `verdicts` is what was
-    found of its signature, by the key of an issuer: a long list takes a while, and may be asked at every sign-in.
+    issuing distribution point, `has_unknown_critical` whether it holds what may not be ignored or is a delta.
+    `verdicts` is what was found of its signature, by the key of an issuer: a long list takes a while, and may be asked
+    at every sign-in.
     """
 
     crl: x509.CertificateRevocationList
@@ -58,16 +59,15 @@ def parse_crl(data: bytes) -> RevocationList:
     try:
         crl = x509.load_pem_x509_crl(data) if is_pem else x509.load_der_x509_crl(data)
         extensions = list(crl.extensions)
+        is_delta = any(isinstance(e.value, x509.DeltaCRLIndicator) for e in extensions)
         return RevocationList(
             crl,
             crl.issuer,
-            frozenset(
-                _serial_numbers(crl, is_delta=any(isinstance(e.value, x509.DeltaCRLIndicator) for e in extensions))
-            ),
+            frozenset(_serial_numbers(crl, is_delta=is_delta)),
             crl.last_update_utc,
             crl.next_update_utc,
             next((e.value for e in extensions if isinstance(e.value, x509.IssuingDistributionPoint)), None),
-            any(e.critical and not isinstance(e.value, x509.IssuingDistributionPoint) for e in extensions),
+            is_delta or any(e.critical and not isinstance(e.value, x509.IssuingDistributionPoint) for e in extensions),
             isinstance(crl.signature_hash_algorithm, _STRONG_HASHES),
         )
     except UNREADABLE:

@@ -322,7 +322,7 @@ class RegistrationPolicy(_message.Message):
     """Wrong PINs in a row that block the key of an account in a TPM, 2..10, default 3."""
     card_pin_always: _builtins.bool
     """A key on a smartcard must be attested to ask for the PIN before each signature; asked at each sign-in too. Default
-    false. Keys elsewhere are not concerned.
+    false. A key that neither its agent nor a certificate says is on one is not concerned.
     """
     @_builtins.property
     def required_assurance(self) -> _common_pb2.AssuranceRequirement: ...

@@ -380,7 +380,7 @@ class CompleteRegistrationRequest(_message.Message):
 
     @_builtins.property
     def card(self) -> Global___CardEvidence:
-        """Not together with `tpm`."""
+        """Not together with `tpm`, and not for a security key."""
 
     def __init__(
         self,

@@ -81,8 +81,8 @@ class SignInServiceServicer(object):
         credentials that nobody has.
 
         INVALID_ARGUMENT  field_invalid
-        FAILED_PRECONDITION  method_disabled, assurance_too_low, authenticator_model, device_health: policy says no, and no
-        device was bothered
+        FAILED_PRECONDITION  method_disabled, assurance_too_low, authenticator_model, authenticator_status,
+        card_certificate, device_health: policy says no, and no device was bothered
         RESOURCE_EXHAUSTED  throttled (google.rpc.RetryInfo says when)
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -105,8 +105,8 @@ class SignInServiceServicer(object):
 
         FAILED_PRECONDITION  sign_in_pending, sign_in_denied, sign_in_reported, number_mismatch,
         sign_in_expired, sign_in_superseded, sign_in_cancelled, challenge_consumed,
-        method_disabled, assurance_too_low, authenticator_model, device_health: policy says no, asked
-        once more
+        method_disabled, assurance_too_low, authenticator_model, authenticator_status,
+        card_certificate, card_user, device_health: policy says no, asked once more
         UNAUTHENTICATED      credentials_missing, sign_in_unknown, proof_invalid
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -74,8 +74,8 @@ class SignInServiceStub:
     credentials that nobody has.
 
     INVALID_ARGUMENT  field_invalid
-    FAILED_PRECONDITION  method_disabled, assurance_too_low, authenticator_model, device_health: policy says no, and no
-                         device was bothered
+    FAILED_PRECONDITION  method_disabled, assurance_too_low, authenticator_model, authenticator_status,
+                         card_certificate, device_health: policy says no, and no device was bothered
     RESOURCE_EXHAUSTED  throttled (google.rpc.RetryInfo says when)
     """
     WatchSignIn: _grpc.UnaryStreamMultiCallable[_sign_in_pb2.WatchSignInRequest, _sign_in_pb2.WatchSignInResponse]
@@ -90,8 +90,8 @@ class SignInServiceStub:
 
     FAILED_PRECONDITION  sign_in_pending, sign_in_denied, sign_in_reported, number_mismatch,
                          sign_in_expired, sign_in_superseded, sign_in_cancelled, challenge_consumed,
-                         method_disabled, assurance_too_low, authenticator_model, device_health: policy says no, asked
-                         once more
+                         method_disabled, assurance_too_low, authenticator_model, authenticator_status,
+                         card_certificate, card_user, device_health: policy says no, asked once more
     UNAUTHENTICATED      credentials_missing, sign_in_unknown, proof_invalid
     """
     CompleteSecurityKeySignIn: _grpc.UnaryUnaryMultiCallable[_sign_in_pb2.CompleteSecurityKeySignInRequest, _sign_in_pb2.CompleteSecurityKeySignInResponse]
@@ -129,8 +129,8 @@ class SignInServiceAsyncStub(SignInServiceStub):
     credentials that nobody has.
 
     INVALID_ARGUMENT  field_invalid
-    FAILED_PRECONDITION  method_disabled, assurance_too_low, authenticator_model, device_health: policy says no, and no
-                         device was bothered
+    FAILED_PRECONDITION  method_disabled, assurance_too_low, authenticator_model, authenticator_status,
+                         card_certificate, device_health: policy says no, and no device was bothered
     RESOURCE_EXHAUSTED  throttled (google.rpc.RetryInfo says when)
     """
     WatchSignIn: _aio.UnaryStreamMultiCallable[_sign_in_pb2.WatchSignInRequest, _sign_in_pb2.WatchSignInResponse]  # type: ignore[assignment]
@@ -145,8 +145,8 @@ class SignInServiceAsyncStub(SignInServiceStub):
 
     FAILED_PRECONDITION  sign_in_pending, sign_in_denied, sign_in_reported, number_mismatch,
                          sign_in_expired, sign_in_superseded, sign_in_cancelled, challenge_consumed,
-                         method_disabled, assurance_too_low, authenticator_model, device_health: policy says no, asked
-                         once more
+                         method_disabled, assurance_too_low, authenticator_model, authenticator_status,
+                         card_certificate, card_user, device_health: policy says no, asked once more
     UNAUTHENTICATED      credentials_missing, sign_in_unknown, proof_invalid
     """
     CompleteSecurityKeySignIn: _aio.UnaryUnaryMultiCallable[_sign_in_pb2.CompleteSecurityKeySignInRequest, _sign_in_pb2.CompleteSecurityKeySignInResponse]  # type: ignore[assignment]
@@ -187,8 +187,8 @@ class SignInServiceServicer(metaclass=_abc_1.ABCMeta):
         credentials that nobody has.
 
         INVALID_ARGUMENT  field_invalid
-        FAILED_PRECONDITION  method_disabled, assurance_too_low, authenticator_model, device_health: policy says no, and no
-                             device was bothered
+        FAILED_PRECONDITION  method_disabled, assurance_too_low, authenticator_model, authenticator_status,
+                             card_certificate, device_health: policy says no, and no device was bothered
         RESOURCE_EXHAUSTED  throttled (google.rpc.RetryInfo says when)
         """
 
@@ -215,8 +215,8 @@ class SignInServiceServicer(metaclass=_abc_1.ABCMeta):
 
         FAILED_PRECONDITION  sign_in_pending, sign_in_denied, sign_in_reported, number_mismatch,
                              sign_in_expired, sign_in_superseded, sign_in_cancelled, challenge_consumed,
-                             method_disabled, assurance_too_low, authenticator_model, device_health: policy says no, asked
-                             once more
+                             method_disabled, assurance_too_low, authenticator_model, authenticator_status,
+                             card_certificate, card_user, device_health: policy says no, asked once more
         UNAUTHENTICATED      credentials_missing, sign_in_unknown, proof_invalid
         """
 

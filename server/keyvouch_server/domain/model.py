@@ -39,7 +39,7 @@ class Role(StrEnum):
 
 
 class ProviderKind(StrEnum):
-    """What a device says holds its keys. For people to read; never the ground of a decision."""
+    """What a device says holds its keys. For people to read; never the ground on which a key is accepted."""
 
     SOFTWARE = "software"
     TPM = "tpm"

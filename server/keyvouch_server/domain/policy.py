@@ -261,7 +261,8 @@ def decide_assurance(found: str, required: str) -> None:
 def decide_card_pin(policy: Policy, pin_policy: str) -> None:
     """A7: where policy says so, a smartcard asks for the PIN before each signature. Raises ASSURANCE_TOO_LOW.
 
-    `pin_policy` is what the key's attestation says, empty for a key that is on no smartcard.
+    `pin_policy` is what the key's attestation says, something else where it says nothing of a key that is said to be on
+    a smartcard, and empty for every other key.
     """
     if not policy.registration.card_pin_always or pin_policy in ("", "always"):
         return

@@ -38,7 +38,7 @@ from keyvouch_server.use_cases.world import World, unknown_user
 __all__ = ["CardView", "ProvedCard", "card_of", "check_card", "pin_policy_of", "verify_card"]
 
 _UNPROVED: Final = "unproved"
-"""In place of a PIN policy: the key is said to be on a smartcard, and nothing proves when that asks for the PIN."""
+"""In place of a PIN policy: the key is said to be on a smartcard, and nothing attests when that asks for the PIN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +158,14 @@ def _end_of(certificate: x509.Certificate) -> int:
     return int(certificate.not_valid_after_utc.timestamp())
 
 
-def pin_policy_of(assurance: str, attestation_object: bytes) -> str:
-    """When the card asks for the PIN of a key: `always`, `once`, `never` or `unproved`; empty for one that is
-    neither attested by a PIV card nor promised to be on a smartcard.
+def pin_policy_of(attestation_object: bytes, *, is_card: bool) -> str:
+    """When the card asks for the PIN of a key: `always`, `once` or `never` by its attestation, else `unproved`; empty
+    for a key that is on no card.
+
+    `is_card`: the device says so, or certificates for a card came with it. That is a claim, and can only hurt whoever
+    makes it.
     """
     facts = _piv_facts(attestation_object)
     if facts is not None:
         return facts.pin_policy
-    said = Assurance.parse(assurance)
-    promised = said.provenance is Provenance.CERTIFIED and said.protection is Protection.SMARTCARD
-    return _UNPROVED if promised else ""
+    return _UNPROVED if is_card else ""

@@ -22,7 +22,7 @@ from keyvouch.attestation.subject_key import key_identifier
 from keyvouch.errors import EvidenceError, RefusedError
 from keyvouch.webauthn import AttestationObject
 from keyvouch_server.domain.authenticators import Model, decide_model
-from keyvouch_server.domain.model import Credential
+from keyvouch_server.domain.model import Credential, Device, ProviderKind
 from keyvouch_server.domain.policy import Policy, decide_card_pin
 from keyvouch_server.ports import Snapshot
 from keyvouch_server.use_cases.cards import check_card, pin_policy_of
@@ -48,22 +48,29 @@ def _attested(attestation_object: bytes) -> _Attested:
 
 
 def check_key(credential: Credential, policy: Policy, anchors: TrustStore) -> None:
-    """Judge a registered key by its model, as policy and metadata see it now, and by when its smartcard asks for a PIN.
+    """Judge a registered key by its model, as policy and metadata see it now.
 
-    Raises `RefusedError` with AUTHENTICATOR_MODEL, AUTHENTICATOR_STATUS or ASSURANCE_TOO_LOW.
+    Raises `RefusedError` with AUTHENTICATOR_MODEL or AUTHENTICATOR_STATUS.
     """
     rules = policy.registration.authenticators
     if not rules.say_nothing:
         said, form = Assurance.parse(credential.assurance), _attested(credential.attestation_object).format
         decide_model(rules, Model(credential.aaguid, form, said.provenance, said.protection))
-    if policy.registration.card_pin_always:
-        decide_card_pin(policy, pin_policy_of(credential.assurance, credential.attestation_object))
     try:
         _check_metadata(credential, anchors)
     except EvidenceError as distrusted:
         raise RefusedError(
             distrusted.reason, distrusted.message, fix=distrusted.fix, metadata=distrusted.metadata
         ) from None
+
+
+async def _check_card_pin(tx: Snapshot, credential: Credential, policy: Policy) -> None:
+    """Judge it by when its smartcard asks for the PIN, if it is on one. Raises ASSURANCE_TOO_LOW."""
+    if not policy.registration.card_pin_always:
+        return
+    device = await tx.get(Device, id=credential.device_id)
+    is_card = bool(credential.card_certificates) or (device is not None and device.provider is ProviderKind.SMARTCARD)
+    decide_card_pin(policy, pin_policy_of(credential.attestation_object, is_card=is_card))
 
 
 def _check_metadata(credential: Credential, anchors: TrustStore) -> None:
@@ -88,6 +95,7 @@ async def standing(
         try:
             await check_card(tx, world, credential)
             check_key(credential, policy, world.anchors)
+            await _check_card_pin(tx, credential, policy)
             await check_health(tx, credential.device_id, policy, now=world.clock.now())
             fit.append(credential)
         except RefusedError as unfit:
@@ -98,8 +106,8 @@ async def standing(
 async def in_standing(tx: Snapshot, world: World, credentials: list[Credential], policy: Policy) -> list[Credential]:
     """KI1: the credentials that may be used, so that no other is asked.
 
-    Raises `RefusedError` with AUTHENTICATOR_MODEL, AUTHENTICATOR_STATUS, CARD_CERTIFICATE, CARD_USER or DEVICE_HEALTH
-    where there are some and none is left.
+    Raises `RefusedError` with AUTHENTICATOR_MODEL, AUTHENTICATOR_STATUS, CARD_CERTIFICATE, CARD_USER, WEAK_KEY_ROCA,
+    ASSURANCE_TOO_LOW or DEVICE_HEALTH where there are some and none is left.
     """
     fit, refusal = await standing(tx, world, credentials, policy)
     if refusal is not None and not fit:

@@ -44,7 +44,7 @@ from keyvouch_server.ports import OneOf, Transaction
 from keyvouch_server.use_cases.begin_counts import Begins, begins_of, begins_of_nobody, throttled
 from keyvouch_server.use_cases.decoys import Decoys
 from keyvouch_server.use_cases.key_standing import in_standing, standing
-from keyvouch_server.use_cases.world import ANONYMOUS, World, sha256
+from keyvouch_server.use_cases.world import ANONYMOUS, World, precise, sha256
 
 MOST_SECURITY_KEYS: Final = 8
 """Offers of a sign-in with a security key, always: to the keys that were used or registered last, and to decoys."""
@@ -108,8 +108,7 @@ class Openings:
         credentials = await self._credentials(tx, user, way, device)
         fit = await self._may_begin(tx, user, policy, credentials, way)
         if isinstance(fit, KeyvouchError):
-            said = {name: fit.metadata[name] for name in ("detail", "found") if name in fit.metadata}
-            await self._audit_refused_begin(tx, request, user.tenant_id, user.id, fit, actor=actor, **said)
+            await self._audit_refused_begin(tx, request, user.tenant_id, user.id, fit, actor=actor, **precise(fit))
             return fit if way is SignInWay.SAME_DEVICE else _untold(fit)
         superseded = await self._supersede(tx, user.id, way, actor=actor)
         sign_in = self._row(request, user.tenant_id, user.id, policy, proof_thumbprint, token, way)
@@ -379,22 +378,17 @@ def check_app(request: SignInRequest, *, within: str = "") -> None:
 
 def _untold(refusal: KeyvouchError) -> KeyvouchError:
     """What anybody may be told who names a user: not of what model the user's keys are, nor what became of a badge."""
+    if refusal.reason in _BADGES:  # under one reason: it is nobody's business that a key is weak, or a user renamed
+        return RefusedError(Reason.CARD_CERTIFICATE, _NO_BADGE, fix=_ANOTHER)
     why = _UNTOLD.get(refusal.reason)
     if why is None and "found" not in refusal.metadata:
         return refusal
-    return RefusedError(
-        refusal.reason,
-        why or "Policy accepts the key of no device of this user any more, so none was asked.",
-        fix="Use another method, or ask an administrator.",
-    )
+    return RefusedError(refusal.reason, why or _NO_KEY, fix=_ANOTHER)
 
 
+_ANOTHER: Final = "Use another method, or ask an administrator."
+_NO_KEY: Final = "Policy accepts the key of no device of this user any more, so none was asked."
 _NO_MODEL: Final = "Policy accepts the security key of no device of this user any more, so none was asked."
 _NO_BADGE: Final = "No device of this user has a key with a certificate that counts now, so none was asked."
-_UNTOLD: Final = {
-    Reason.AUTHENTICATOR_MODEL: _NO_MODEL,
-    Reason.AUTHENTICATOR_STATUS: _NO_MODEL,
-    Reason.CARD_CERTIFICATE: _NO_BADGE,
-    Reason.CARD_USER: _NO_BADGE,
-    Reason.WEAK_KEY_ROCA: _NO_BADGE,
-}
+_UNTOLD: Final = {Reason.AUTHENTICATOR_MODEL: _NO_MODEL, Reason.AUTHENTICATOR_STATUS: _NO_MODEL}
+_BADGES: Final = frozenset({Reason.CARD_CERTIFICATE, Reason.CARD_USER, Reason.WEAK_KEY_ROCA})

@@ -17,7 +17,7 @@ from keyvouch_server.ports import Above, OneOf, Transaction
 from keyvouch_server.use_cases.health import approved_assurance
 from keyvouch_server.use_cases.key_standing import check_device_key
 from keyvouch_server.use_cases.sessions import IssuedSession, Sessions
-from keyvouch_server.use_cases.world import World, settled, sha256, unknown_sign_in
+from keyvouch_server.use_cases.world import World, precise, settled, sha256, unknown_sign_in
 
 _Consumed = tuple[SignIn, Session, User, Policy]
 
@@ -78,7 +78,7 @@ class Redemptions:
                 await check_device_key(tx, self._world, row.device_id, policy)
                 decide_assurance(row.assurance, required_by(policy, row.way))
         except KeyvouchError as refusal:
-            await self._audit_consumption(tx, row, refusal.reason.value)
+            await self._audit_consumption(tx, row, refusal.reason.value, **precise(refusal))
             return refusal
         session = self._sessions.from_approval(row, policy)
         states, target = TRANSITIONS[Event.REDEEM]
@@ -99,7 +99,7 @@ class Redemptions:
             return why_not(row.state)
         return row, session, user, policy
 
-    async def _audit_consumption(self, tx: Transaction, row: SignIn, outcome: str) -> None:
+    async def _audit_consumption(self, tx: Transaction, row: SignIn, outcome: str, **details: str) -> None:
         await self._world.audit(
             tx,
             "sign_in.redeem",
@@ -108,6 +108,7 @@ class Redemptions:
             subject=row.id,
             user_id=row.user_id,
             outcome=outcome,
+            **details,
         )
 
 

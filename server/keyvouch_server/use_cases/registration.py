@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -31,6 +32,7 @@ from keyvouch_server.use_cases.tpm_evidence import ProvedTpm, anchors_for, expec
 from keyvouch_server.use_cases.world import (
     Caller,
     World,
+    precise,
     registration_consumed,
     settled,
     sha256,
@@ -184,14 +186,14 @@ class Registrations:
             evidence, tpm = self._verify(row, answer)
             card = await self._verify_card(row, answer, evidence)
         except Exception as failed:  # whatever it is: the device stays absent, and there is a trace of it (TPM9)
-            await self._audit_refusal(row, failed)
+            await self._audit_refusal(row, answer, failed)
             raise
         chain = self._world.keys.device_certificate(row.device_id, row.tenant_id, row.channel_key)
         work = Completion(self._world, self._devices, row, answer, evidence, tpm, card, chain)
         try:
             written = await self._world.store.write(work.run)
         except (ConflictError, UnauthenticatedError) as undone:  # and its audit record with it
-            await self._audit_refusal(row, undone)
+            await self._audit_refusal(row, answer, undone)
             raise
         done = settled(written)
         for gone in done.replaced:
@@ -220,14 +222,18 @@ class Registrations:
             return None
         if row.tpm:
             raise invalid_field("card", "nothing in a registration with a TPM, whose keys are made in it")
+        if row.provider is ProviderKind.FIDO2:  # judging it takes a time that a client could measure (P12)
+            raise invalid_field("card", "nothing in a registration of a security key")
         user = await self._world.store.read(lambda tx: tx.get(User, id=row.user_id))
         tenant = await self._world.store.read(lambda tx: tx.get(Tenant, id=row.tenant_id))
         if user is None or tenant is None:
             raise registration_consumed()
         return verify_card(self._world, evidence, answer.card, user=user, tenant=tenant)
 
-    async def _audit_refusal(self, row: Registration, failed: Exception) -> None:
+    async def _audit_refusal(self, row: Registration, answer: RegistrationAnswer, failed: Exception) -> None:
+        """With the SHA-256 of the certificate that was shown, whoever's it is: of a card that was found or taken."""
         reason = failed.reason if isinstance(failed, KeyvouchError) else Reason.INTERNAL
+        shown = {"certificate": hashlib.sha256(answer.card[0]).hexdigest()} if answer.card else {}
         await self._world.store.write(
             lambda tx: self._world.audit(
                 tx,
@@ -237,6 +243,8 @@ class Registrations:
                 subject=row.device_id,
                 user_id=row.user_id,
                 outcome=reason.value,
+                **precise(failed),
+                **shown,
             )
         )
 
@@ -245,7 +253,7 @@ class Registrations:
         try:
             return settled(await self._world.store.read(lambda tx: repeated(tx, row, answer, root)))
         except ConflictError as another:
-            await self._audit_refusal(row, another)
+            await self._audit_refusal(row, answer, another)
             raise
 
 

@@ -18,6 +18,7 @@ from keyvouch_server.domain.model import (
     Credential,
     Device,
     DeviceTpm,
+    ProviderKind,
     Registration,
     RegistrationState,
     Session,
@@ -161,6 +162,10 @@ class Completion:
         return proved.assurance if proved else assurance_of(self.evidence).text()
 
     @property
+    def _is_card(self) -> bool:
+        return self.card is not None or self.row.provider is ProviderKind.SMARTCARD
+
+    @property
     def _model(self) -> Model:
         evidence = self.evidence
         said = Assurance.parse(self._assurance)
@@ -183,7 +188,7 @@ class Completion:
             decide_device_limit(policy, [f"{d.display_name} ({d.id})" for d in devices if d not in older])
             decide_model(policy.registration.authenticators, self._model)
             decide_assurance(self._assurance, policy.registration.required_assurance)
-            decide_card_pin(policy, pin_policy_of(self._assurance, self.answer.attestation_object))
+            decide_card_pin(policy, pin_policy_of(self.answer.attestation_object, is_card=self._is_card))
             if self.tpm is not None:
                 decide_pin_limit(policy, self.tpm.prepared.pin_limit)
                 await decide_identity(tx, self.row, self.tpm.prepared.endorsement_key, policy)

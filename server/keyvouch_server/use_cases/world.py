@@ -146,6 +146,12 @@ def sha256(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
+def precise(failed: Exception) -> dict[str, str]:
+    """What the audit log keeps of a refusal beside its reason: which rule was broken, what was found."""
+    said = failed.metadata if isinstance(failed, KeyvouchError) else {}
+    return {name: said[name] for name in ("detail", "found") if name in said}
+
+
 def settled(result: T | KeyvouchError) -> T:
     """Raise what a transaction decided to refuse, after its records of the refusal have become durable."""
     if isinstance(result, KeyvouchError):
