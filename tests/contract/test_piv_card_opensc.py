@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -202,7 +201,6 @@ with token.open(user_pin=pin) as session:
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pkcs11") is None, reason="python-pkcs11 is not installed")
 @pytest.mark.parametrize("slot", [0x9A, 0x9C])
 def test_python_signs_with_it_through_the_module(opensc: OpenSc, slot: int):
     """The signature key wants the PIN once more, right before. PKCS#11 signatures are r and s without DER."""

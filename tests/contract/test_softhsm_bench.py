@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -108,7 +107,6 @@ with token.open(rw=True, user_pin=pin) as session:
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pkcs11") is None, reason="python-pkcs11 is not installed")
 def test_python_finds_it_by_its_serial_number(softhsm: SoftHsmToken):
     done = subprocess.run(
         [sys.executable, "-c", CLIENT, softhsm.module, softhsm.serial, softhsm.user_pin],

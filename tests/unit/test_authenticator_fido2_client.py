@@ -336,8 +336,6 @@ def test_min_pin_length_extension(open_device: AuthenticatorDevice, server: Fido
 @pytest.mark.parametrize("algorithm", [-7, -8, -35])
 def test_every_algorithm(device: AuthenticatorDevice, server: Fido2Server, algorithm: int) -> None:
     ClientPin(Ctap2(device)).set_pin(PIN)
-    if algorithm not in [item["alg"] for item in Ctap2(device).info.algorithms]:
-        pytest.skip("This vault makes no such keys.")
     server.allowed_algorithms = [PublicKeyCredentialParameters(type=PublicKeyCredentialType.PUBLIC_KEY, alg=algorithm)]
     client = client_of(device)
     credential = register(client, server)
