@@ -12,6 +12,7 @@ some, and none that is in use, the module is initialised anew too.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +145,8 @@ class TokenLibrary:
             self._logins = []
             self.generation += 1
             if lib is not None:
-                with contextlib.suppress(PKCS11Error):
+                _finalize(self.path)
+                with contextlib.suppress(PKCS11Error):  # python-pkcs11 takes note; the module has nothing left to end
                     lib.finalize()
 
     def _open(self, found: PresentToken, pin: Any, write: bool) -> OpenedToken:
@@ -187,6 +189,18 @@ class TokenLibrary:
                     fix="Install its package again; `keyvouch-agent doctor` says more.",
                 ) from error
         return self._lib
+
+
+def _finalize(path: Path) -> None:
+    """C_Finalize (PKCS#11 section 5.4.2), while other threads go on.
+
+    python-pkcs11 calls it with the interpreter's lock held. To let go of a card the module waits for pcscd, and pcscd
+    for the reader: everything in this process would wait too, and for ever if the card is a program in it.
+    """
+    try:
+        ctypes.CDLL(str(path)).C_Finalize(None)
+    except (OSError, AttributeError):  # a module need not export it by name; then python-pkcs11 does it
+        return
 
 
 @contextlib.contextmanager
