@@ -19,16 +19,15 @@ from keyvouch_agent.vaults.pkcs11.uri import TokenUri
 from keyvouch_agent.vaults.pkcs11.vault import Pkcs11Vault
 from keyvouch_bench.softhsm import SoftHsmToken
 from support.pkcs11_tokens import (
+    ORDER,
     Typed,
     card_library,
     card_vault,
     kept,
     key_for,
+    objects,
     proves_possession,
 )
-
-ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-"""Of P-256."""
 
 
 @pytest.fixture
@@ -47,11 +46,6 @@ def vault(library: TokenLibrary, wanted: TokenUri, softhsm: SoftHsmToken, tmp_pa
     with card_vault(library, tmp_path / "account", wanted) as opened:
         opened.verify_user(Typed(softhsm.user_pin))
         yield opened
-
-
-def objects(vault: Pkcs11Vault, kind: ObjectClass = ObjectClass.PRIVATE_KEY) -> list[Any]:
-    """What is on the token, seen through the vault's own login."""
-    return vault._on_token(lambda session: list(session.get_objects({Attribute.CLASS: kind})))
 
 
 # Ways to get a key out (each is refused; the control is that the same key signs)

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pkcs11
 import pytest
@@ -37,13 +36,11 @@ from support.pkcs11_tokens import (
     kept,
     key_for,
     module_of,
+    objects,
     proves_possession,
     reason_of,
 )
 from support.software_vaults import InterruptedSteps, Killed
-
-ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-"""Of P-256."""
 
 
 @pytest.fixture
@@ -62,11 +59,6 @@ def vault(library: TokenLibrary, wanted: TokenUri, softhsm: SoftHsmToken, tmp_pa
     with card_vault(library, tmp_path / "account", wanted) as opened:
         opened.verify_user(Typed(softhsm.user_pin))
         yield opened
-
-
-def objects(vault: Pkcs11Vault, kind: ObjectClass = ObjectClass.PRIVATE_KEY) -> list[Any]:
-    """What is on the token, seen through the vault's own login."""
-    return vault._on_token(lambda session: list(session.get_objects({Attribute.CLASS: kind})))
 
 
 @pytest.mark.parametrize("algorithm", [-7, -35, -257])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pkcs11 import Attribute, ObjectClass
 
 from keyvouch.cose import CoseKey
 from keyvouch.errors import DeviceError, Reason
@@ -136,3 +137,12 @@ def reason_of(action: Callable[[], object]) -> Reason:
     with pytest.raises(DeviceError) as caught:
         action()
     return caught.value.reason
+
+
+ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+"""Of P-256."""
+
+
+def objects(vault: Pkcs11Vault, kind: ObjectClass = ObjectClass.PRIVATE_KEY) -> list[Any]:
+    """What is on the token, seen through the vault's own login."""
+    return vault._on_token(lambda session: list(session.get_objects({Attribute.CLASS: kind})))
