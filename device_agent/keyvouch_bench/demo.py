@@ -154,6 +154,16 @@ def wrong_pin(stage: Stage, person: Person) -> None:
     stage.good(f"Refused by the {key} itself. At the limit {limit}.")
 
 
+def people(stage: Stage, server: ServerProcess, keys: DemoKeys) -> tuple[Person, Person]:
+    """The administrator and Ada, each with the keys that are theirs."""
+
+    def person(number: int, name: str) -> Person:
+        given, settings = keys.provider(number), keys.settings(number)
+        return Person(stage, server, name, provider=given, settings=settings, environment=keys.environment)
+
+    return person(0, server.administrator), person(1, "ada")
+
+
 def tell(stage: Stage, keys: DemoKeys) -> None:
     """The whole story."""
     stage.chapter("A server is made: keys, store, first tenant, first administrator")
@@ -165,17 +175,7 @@ def tell(stage: Stage, keys: DemoKeys) -> None:
         stage.command(["keyvouch-server", "serve", "--data", str(server.data), "&"])
         ports = f"port {server.public_port} for clients (TLS), {server.device_port} for devices (mutual TLS)"
         stage.tell(f"process {server.pid}: {ports}")
-        admin, ada = (
-            Person(
-                stage,
-                server,
-                name,
-                provider=keys.provider(n),
-                settings=keys.settings(n),
-                environment=keys.environment,
-            )
-            for n, name in enumerate((server.administrator, "ada"))
-        )
+        admin, ada = people(stage, server, keys)
 
         stage.chapter("The administrator registers a device with the first access pass, and signs in with it")
         stage.tell(keys.told)
