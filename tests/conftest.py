@@ -26,6 +26,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--race-rounds", type=int, default=4, metavar="N", help="rounds of each race for what is used once"
+    )
+    parser.addoption("--model-steps", type=int, default=2000, metavar="N", help="calls of the model-based test")
     parser.addoption("--hardware", action="store_true", help="also run the tests that need a real device")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 __all__ = ["main"]
 
+_PROGRAM = "keyvouch-agent"
 _DESCRIPTION = "Approves sign-ins with keys that never leave their holder."
 _EPILOG = """\
 files: one private directory, --home, else $KEYVOUCH_AGENT_HOME, else ~/.local/state/keyvouch-agent.
@@ -17,6 +18,11 @@ exit codes: 0 done, 1 refused or failed (the reason is on stderr), 2 wrong usage
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = _parser().parse_args(argv)
+    if arguments.command == "completion":
+        from keyvouch_client.completion import script
+
+        print(script(_parser(), arguments.shell), end="")
+        return 0
     import os
 
     from keyvouch.errors import KeyvouchError, UsageError
@@ -54,7 +60,7 @@ def _dispatch(arguments: argparse.Namespace, home: object, output: object) -> in
 
 
 _COMMANDS = {
-    "enroll": ("accounts", "enroll"),
+    "enroll": ("enrolling", "enroll"),
     "unregister": ("accounts", "unregister"),
     "pin": ("accounts", "change_pin"),
     "run": ("daemon", "run"),
@@ -74,15 +80,26 @@ _COMMANDS = {
 }
 
 
+class _Version(argparse.Action):
+    """`--version`, which looks the version up when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"{parser.prog} {version('keyvouch')}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="keyvouch-agent",
+        prog=_PROGRAM,
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     _common(parser, None, False)
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, purpose: str) -> argparse.ArgumentParser:
@@ -90,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         _common(made, argparse.SUPPRESS, argparse.SUPPRESS)
         return made
 
-    _add_enroll(command("enroll", "Register this device with a Temporary Access Pass."))
+    _add_enroll(command("enroll", "Register this device, with a Temporary Access Pass or in your own session."))
     run = command("run", "Run the agent: sign-in requests reach this device while it runs.")
     run.add_argument("--quiet-prompts", action="store_true", help="do not ask in this terminal")
     command("pending", "List the sign-in requests that wait.")
@@ -110,7 +127,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_rekey(command("rekey", "Put a new key in the place of an account's key in the TPM, behind the same PIN."))
     _add_tpm(command("tpm", "Look at the TPM, end its lockout, take away what Keyvouch left in it."))
     _add_authenticator(command("authenticator", "Be a security key for other programs."))
+    _add_completion(command("completion", "Print a script that completes this command in your shell."))
     return parser
+
+
+def _add_completion(parser: argparse.ArgumentParser) -> None:
+    from keyvouch_client.completion.installing import INSTALLATION, SHELLS
+
+    parser.epilog, parser.formatter_class = INSTALLATION.format(_PROGRAM), argparse.RawDescriptionHelpFormatter
+    parser.add_argument("shell", choices=SHELLS)
 
 
 def _common(parser: argparse.ArgumentParser, home: str | None, as_json: bool | str) -> None:
@@ -147,12 +172,26 @@ def _add_module(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_enroll(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--server", required=True, metavar="HOST:PORT", help="the server's public listener")
+    parser.add_argument(
+        "--with-session",
+        action="store_true",
+        help="without a pass, in the session of `keyvouch` on this computer; server, tenant and user are those of it",
+    )
+    parser.add_argument("--server", metavar="HOST:PORT", help="the server's public listener")
     parser.add_argument("--ca", metavar="FILE", help="the server's CA in PEM; else the usual anchors")
     parser.add_argument("--server-id", metavar="HEX", help="refuse any server but the one with this identity")
-    parser.add_argument("--tenant", required=True, metavar="NAME")
-    parser.add_argument("--user", required=True, metavar="NAME")
+    parser.add_argument("--tenant", metavar="NAME")
+    parser.add_argument("--user", metavar="NAME")
     parser.add_argument("--name", metavar="NAME", help="what this device is called in lists; else its host name")
+    for option, what in (("--lost", "is lost: the administrators are told"), ("--replaces", "has had its day")):
+        parser.add_argument(
+            option,
+            action="append",
+            default=[],
+            metavar="DEVICE",
+            help=f"id or name of a device of yours that {what}; it goes with its sessions when this one comes",
+        )
+    parser.add_argument("--keep-all", action="store_true", help="do not ask whether a device is lost or replaced")
     parser.add_argument("--replace", action="store_true", help="register anew an account that is enrolled here already")
     _add_provider(parser)
     _add_module(parser)

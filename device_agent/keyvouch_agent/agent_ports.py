@@ -26,6 +26,8 @@ __all__ = [
     "Answer",
     "AttestationEvidence",
     "Clock",
+    "Departing",
+    "DeviceFate",
     "DeviceServer",
     "EnrolmentServer",
     "EventHandler",
@@ -33,6 +35,7 @@ __all__ = [
     "KeyHolders",
     "LinkState",
     "Outcome",
+    "PresentDevice",
     "Prompt",
     "PromptLink",
     "Registered",
@@ -127,9 +130,38 @@ class TpmOffer:
     pin_limit: int
 
 
+@unique
+class DeviceFate(StrEnum):
+    """What became of a device whose place another one takes, as in `keyvouch.v1.DeviceFate`."""
+
+    UNUSED = "unused"
+    REPLACED = "replaced"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class PresentDevice:
+    """A device that the same user has registered already. Its name and kind are the server's words."""
+
+    device_id: str
+    display_name: str
+    provider: str
+    last_used_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Departing:
+    """A device that goes when the new one comes."""
+
+    device_id: str
+    fate: DeviceFate
+
+
 @dataclass(frozen=True, slots=True)
 class RegistrationOffer:
-    """BeginRegistrationResponse."""
+    """BeginRegistrationResponse. Of `present` only so many may stay that there is room for one more among those that
+    are allowed; 0 where the server says nothing of it.
+    """
 
     registration_id: str
     registration_token: Secret
@@ -141,6 +173,9 @@ class RegistrationOffer:
     expires_at: int
     required: RequiredAssurance
     tpm: TpmOffer | None = None
+    present: tuple[PresentDevice, ...] = ()
+    device_endpoint: str = ""
+    devices_allowed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +188,7 @@ class AttestationEvidence:
     tpm: TpmEvidence | None = None
     certificates: tuple[bytes, ...] = ()
     """CardEvidence."""
+    departing: tuple[Departing, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +204,8 @@ class Registered:
     device_endpoint: str
     tenant_name: str
     replaced_device_id: str = ""
+    removed_device_ids: tuple[str, ...] = ()
+    revoked_sessions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,12 +253,15 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A sign-in that waits for this device. `offer` is what is parsed, shown and signed."""
+    """A sign-in that waits for this device. `offer` is what is parsed, shown and signed. `number_choices` are empty, or
+    the three numbers of the legacy choice, which a tenant's policy may have; then the person picks instead of typing.
+    """
 
     prompt_id: str
     offer: bytes
     expires_at: int
     number_digits: int
+    number_choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,14 +305,20 @@ class EnrolmentServer(Protocol):
 
     async def begin_registration(
         self,
-        access_token: Secret,
+        access_token: Secret | None,
         *,
         channel_public_key: bytes,
         display_name: str,
         provider: str,
         verifies: tuple[int, ...] = (),
     ) -> RegistrationOffer:
-        """Ask for a registration statement; for a key in a TPM, `verifies` are the algorithms it can verify by."""
+        """Ask for a registration statement; for a key in a TPM, `verifies` are the algorithms it can verify by.
+
+        `access_token` of None is for a server that is spoken to in a session already.
+        """
+
+    async def reach_device_listener(self, endpoint: str) -> None:
+        """Look whether the way is open by which prompts will come. Raises `UnavailableError(SERVER_UNREACHABLE)`."""
 
     async def prepare_tpm(self, registration_token: Secret, preparation: TpmPreparation) -> TpmGrant:
         """Show the TPM. The same request gives the same reply."""

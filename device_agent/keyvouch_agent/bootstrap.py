@@ -22,6 +22,7 @@ from keyvouch_agent.agent import Agent
 from keyvouch_agent.agent_ports import Clock, EventHandler, PromptLink, Secret, StateHandler
 from keyvouch_agent.backoff import Backoff
 from keyvouch_agent.cards.wish import CardWish
+from keyvouch_agent.ceremonies.departures import ChooseDeparting
 from keyvouch_agent.ceremonies.key_replacement import KeyReplacementCeremony
 from keyvouch_agent.ceremonies.registration import RegistrationCeremony, RegistrationWish
 from keyvouch_agent.channel_keys import ChannelKeys
@@ -41,6 +42,7 @@ from keyvouch_agent.rpc.same_device import SessionClient
 from keyvouch_agent.system import SystemClock, installed_version
 from keyvouch_agent.vaults.software import KdfParameters
 from keyvouch_agent.views import Document
+from keyvouch_client import Session
 from keyvouch_client.security_keys.discovery import SecurityKeys
 
 __all__ = [
@@ -103,19 +105,19 @@ async def enrol(
     wish: RegistrationWish,
     provider: str,
     interaction: ProviderInteraction,
-    ask_access_pass: Callable[[], Awaitable[Secret]],
+    ask_access_pass: Callable[[], Awaitable[Secret]] | None = None,
     progress: Callable[[str], None],
+    session: Session | None = None,
+    choose_departing: ChooseDeparting | None = None,
     card: CardWish | None = None,
     tuning: Tuning | None = None,
 ) -> Enrolment:
-    """Register this device, or finish a registration of the same account that was interrupted.
+    """Register this device, or finish a registration of the same account that was interrupted: with an access pass
+    that is asked for, or in a session whose connection it closes in the end.
 
     A running agent of the same home must have lent its providers. Raises as `RegistrationCeremony.run` does.
     """
-    authority = wish.public_ca.encode() or None
-    server = EnrolmentClient(
-        public_channel(wish.public_endpoint, authority_pem=authority), endpoint=wish.public_endpoint
-    )
+    server = _enrolment_server(wish, session)
     holders = key_holders(home, tuning, card=card)
     shelf = ProviderShelf(holders.makers())
     ceremony = RegistrationCeremony(
@@ -126,6 +128,7 @@ async def enrol(
         ask_access_pass=ask_access_pass,
         progress=progress,
         channel_keys=holders.channel_keys(provider),
+        choose_departing=choose_departing,
     )
     try:
         with home.lock(ENROL_LOCK):
@@ -135,6 +138,14 @@ async def enrol(
     finally:
         shelf.close()
         await server.close()
+
+
+def _enrolment_server(wish: RegistrationWish, session: Session | None) -> EnrolmentClient:
+    endpoint = wish.public_endpoint
+    if session is not None:
+        return EnrolmentClient(session.connection.channel, endpoint=endpoint, session=session)
+    channel = public_channel(endpoint, authority_pem=wish.public_ca.encode() or None)
+    return EnrolmentClient(channel, endpoint=endpoint)
 
 
 async def rekey(

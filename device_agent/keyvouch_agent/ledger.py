@@ -34,6 +34,7 @@ LONGEST_KEY_NAME = 128
 """Characters of the name that a security key or its reader gives itself; a longer one is cut."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_DEPARTING = re.compile(rb"(unused|replaced|lost) [A-Za-z0-9_-]{1,80}")
 _VERSION = 1
 
 
@@ -122,6 +123,7 @@ class StagedRegistration:
         "certificates": octets_list(8),
         "key_name": text(LONGEST_KEY_NAME),
         "key_model": text(36),
+        "departing": octets_list(100),
     }
 
     public_endpoint: str
@@ -146,6 +148,17 @@ class StagedRegistration:
     """Those of an existing key on a card, DER; none where the server is not to see any."""
     key_name: str = ""
     key_model: str = ""
+    departing: tuple[bytes, ...] = ()
+    """The devices that go when this one comes, each as its fate, a space and its id."""
+
+    def __post_init__(self) -> None:
+        """The peer chose the ids, and a file may have been changed by hand. Raises `MalformedError`."""
+        if not all(_DEPARTING.fullmatch(one) for one in self.departing):
+            raise MalformedError(
+                Reason.FIELD_INVALID,
+                "A device that is to go has no id that can be one.",
+                fix="Nothing was registered. Check that the agent and the server run the same version.",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,11 +342,11 @@ class Ledger:
         shape = {"format": text(40), "version": COUNT, **kind.FIELDS}
         try:
             values: dict[str, Any] = parse_object(data, shape, longest=LONGEST_FILE, optional=kind.ADDED)
+            if (values.pop("format"), values.pop("version")) != (kind.FORMAT, _VERSION):
+                raise self._corrupt(name, f"It is not a {kind.FORMAT} of version {_VERSION}.")
+            return kind(**values)
         except MalformedError as error:
             raise self._corrupt(name, error.message) from error
-        if (values.pop("format"), values.pop("version")) != (kind.FORMAT, _VERSION):
-            raise self._corrupt(name, f"It is not a {kind.FORMAT} of version {_VERSION}.")
-        return kind(**values)
 
     def _store(self, name: str, record: _Record) -> None:
         values = {name: getattr(record, name) for name in (*record.FIELDS, *record.ADDED)}

@@ -65,6 +65,7 @@ def prompt_document(review: Review, enrolment: Enrolment, *, server_now: float) 
         "expires_at": review.expires_at,
         "seconds_left": max(0, int(review.expires_at - server_now)),
         "number_digits": review.prompt.number_digits,
+        "number_choices": list(review.prompt.number_choices),
         "provider": enrolment.provider,
         "key": key_label(enrolment),
         "device_id": enrolment.device_id,

@@ -112,7 +112,6 @@ class BenchServer:
     async def _sign_in(self, connection: Connection) -> Metadata:
         """A session the administrator's own device approves; it is registered the first time."""
         process = self.process
-        who = {"tenant": process.tenant, "username": process.administrator}
         if self._administrator is None:
             self._administrator = await enrol_with_pass(
                 connection, process.tenant, process.administrator, process.administrator_pass
@@ -120,7 +119,13 @@ class BenchServer:
         device = self._administrator
         async with (
             PromptStream(device) as stream,
-            SignIn(connection, **who, app_id="keyvouch", app_name="Bench") as asked,
+            SignIn(
+                connection,
+                tenant=process.tenant,
+                username=process.administrator,
+                app_id="keyvouch",
+                app_name="Bench",
+            ) as asked,
         ):
             outcome = await stream.send(device.approve(await stream.prompt(), asked.number))
             if not outcome.accepted:

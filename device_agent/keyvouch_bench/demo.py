@@ -16,11 +16,13 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from keyvouch.errors import KeyvouchError
 from keyvouch.statement import SignInOffer
 from keyvouch.v1 import prompts_pb2 as prompts
 from keyvouch_bench.demo_keys import DemoKeys, chosen
+from keyvouch_bench.demo_lost_phone import LostPhone
 from keyvouch_bench.demo_people import PATIENCE_SECONDS, PIN, WRONG_PIN, Person, Stage, output_of
 from keyvouch_bench.device import BenchDevice, PromptStream, enrol_with_pass
 from keyvouch_bench.server_process import ServerProcess
@@ -92,7 +94,7 @@ async def _forge(server: ServerProcess, stage: Stage, username: str, access_pass
     """Two attacks by somebody who controls a registered device's connection, but not its key."""
     async with Connection(server.endpoint, ca_file=server.ca) as connection:
         device = await enrol_with_pass(connection, server.tenant, username, access_pass)
-        who = {"tenant": server.tenant, "username": username}
+        who: dict[str, Any] = {"tenant": server.tenant, "username": username}
         async with PromptStream(device) as stream:
             stage.chapter("An attack: a recorded answer is sent again")
             async with SignIn(connection, **who, app_id="shop", app_name="Shop") as request:
@@ -206,6 +208,7 @@ def tell(stage: Stage, keys: DemoKeys) -> None:
             stage.chapter("An attack: a guessed PIN")
             wrong_pin(stage, ada)
         attacks(stage, server, admin)
+        LostPhone(stage, server, admin, ada, sign_in).tell(stack)
 
         stage.chapter("What the audit log says")
         audit = json.loads(admin.client("admin", "audit", "--limit", "12", "--json", show=False))

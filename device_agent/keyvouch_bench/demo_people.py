@@ -14,13 +14,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final, TextIO
 
+from keyvouch_bench.demo_terminal import PATIENCE_SECONDS, at_terminal
 from keyvouch_bench.server_process import ServerProcess
 
 __all__ = ["PATIENCE_SECONDS", "PIN", "WRONG_PIN", "Person", "Stage", "output_of"]
 
 PIN: Final = "493817"
 WRONG_PIN: Final = "493818"
-PATIENCE_SECONDS: Final = 30.0
 
 
 class Stage:
@@ -88,7 +88,7 @@ def _wrapped(words: Sequence[str], width: int) -> list[str]:
 
 
 class Person:
-    """Somebody with a client and an agent, each with a home of its own."""
+    """Somebody with a client and an agent, each with a home of its own; `device` is the folder of the agent's."""
 
     def __init__(
         self,
@@ -99,6 +99,7 @@ class Person:
         provider: str,
         settings: str,
         environment: Mapping[str, str],
+        device: str = "agent",
     ) -> None:
         self.name = name
         self.provider = provider
@@ -106,14 +107,27 @@ class Person:
         self._stage = stage
         self._server = server
         self._home = stage.folder / name
+        self._agent_home = self._home / device
         if settings:
-            (self._home / "agent").mkdir(mode=0o700, parents=True)
-            (self._home / "agent" / "agent.toml").write_text(settings, "utf-8")
-            (self._home / "agent" / "agent.toml").chmod(0o600)
+            self._agent_home.mkdir(mode=0o700, parents=True)
+            (self._agent_home / "agent.toml").write_text(settings, "utf-8")
+            (self._agent_home / "agent.toml").chmod(0o600)
+
+    def with_device(self, device: str) -> Person:
+        """The same person with another device, whose keys are in software; the client is the same."""
+        return Person(
+            self._stage,
+            self._server,
+            self.name,
+            provider="software",
+            settings="",
+            environment=self._extra,
+            device=device,
+        )
 
     def agent(self, *arguments: str, secrets: dict[str, str] | None = None, show: bool = True) -> str:
         """Run `keyvouch-agent`; `secrets` go through descriptors, never through the command line."""
-        words = ["keyvouch-agent", "--home", str(self._home / "agent"), *arguments]
+        words = ["keyvouch-agent", "--home", str(self._agent_home), *arguments]
         return self._run("keyvouch_agent", words, secrets or {}, show=show)
 
     def client(self, *arguments: str, show: bool = True) -> str:
@@ -137,6 +151,12 @@ class Person:
             self._stage.output(done.stdout)
         return done.stdout
 
+    def at_terminal(self, arguments: Sequence[str], answers: Sequence[tuple[str, str]]) -> str:
+        """Run `keyvouch-agent` at a terminal of its own and type the answers; returns what stood on the screen."""
+        words = ["keyvouch-agent", "--home", str(self._agent_home), *arguments]
+        self._stage.command(words)
+        return at_terminal([sys.executable, "-m", "keyvouch_agent", *words[1:]], answers, self._environment())
+
     def _environment(self) -> dict[str, str]:
         own = {"KEYVOUCH_HOME": str(self._home / "client"), "PYTHONUNBUFFERED": "1"}
         return {**os.environ, **self._extra, **own}
@@ -152,9 +172,9 @@ class Person:
     @contextmanager
     def running_agent(self) -> Iterator[None]:
         """The long-lived agent, in the background."""
-        words = ["keyvouch-agent", "--home", str(self._home / "agent"), "run", "--quiet-prompts"]
+        words = ["keyvouch-agent", "--home", str(self._agent_home), "run", "--quiet-prompts"]
         self._stage.command([*words, "&"])
-        with (self._home / "agent.log").open("w") as log:
+        with self._log.open("w") as log:
             process = subprocess.Popen(  # noqa: S603 - our own program
                 [sys.executable, "-m", "keyvouch_agent", *words[1:]], stdout=log, stderr=log, env=self._environment()
             )
@@ -174,7 +194,11 @@ class Person:
             except RuntimeError:
                 pass
             time.sleep(0.1)
-        raise RuntimeError(f"the agent did not connect; see {self._home / 'agent.log'}")
+        raise RuntimeError(f"the agent did not connect; see {self._log}")
+
+    @property
+    def _log(self) -> Path:
+        return self._agent_home.with_suffix(".log")
 
     @contextmanager
     def signing_in(self) -> Iterator[subprocess.Popen[str]]:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, unique
 from functools import total_ordering
-from typing import Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from keyvouch.errors import MalformedError, Reason, UsageError
 
@@ -171,6 +171,10 @@ class Assurance:
             raise MalformedError(Reason.FIELD_INVALID, error.message, fix=_FIX) from None
 
 
+NO_ANCHOR: Final = "(none)"
+"""The name of no trust anchor."""
+
+
 @dataclass(frozen=True, slots=True)
 class AssuranceRequirement:
     """The least a policy accepts. `anchors`, where not empty, are the only trust anchors that count."""
@@ -179,6 +183,22 @@ class AssuranceRequirement:
     verification: Verification = Verification.NONE
     provenance: Provenance = Provenance.UNATTESTED
     anchors: frozenset[str] = frozenset()
+
+    def together_with(self, other: AssuranceRequirement) -> AssuranceRequirement:
+        """The requirement that asks for both.
+
+        Where both name anchors and have none in common, it names `NO_ANCHOR`, and no key satisfies it.
+        """
+        anchors = self.anchors | other.anchors
+        if self.anchors and other.anchors:
+            anchors = self.anchors & other.anchors or frozenset({NO_ANCHOR})
+        wants_hardware = RequiredProtection.HARDWARE in (self.protection, other.protection)
+        return AssuranceRequirement(
+            RequiredProtection.HARDWARE if wants_hardware else RequiredProtection.ANY,
+            max(self.verification, other.verification),
+            max(self.provenance, other.provenance),
+            anchors,
+        )
 
     def to_dict(self) -> dict[str, object]:
         """Return strings and a sorted list, fit for JSON and for `from_dict`."""

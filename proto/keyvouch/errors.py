@@ -149,6 +149,8 @@ class Reason(StrEnum):
     SELF_FORBIDDEN = "self_forbidden"
     STRENGTH_REQUIRED = "strength_required"
     CERTIFICATE_REQUIRED = "certificate_required"
+    PROOF_REQUIRED = "proof_required"
+    PROOF_REPLAYED = "proof_replayed"
     DEVICE_REMOVED = "device_removed"
 
     # Sign-in
@@ -161,11 +163,15 @@ class Reason(StrEnum):
     SIGN_IN_SUPERSEDED = "sign_in_superseded"
     SIGN_IN_CANCELLED = "sign_in_cancelled"
     METHOD_DISABLED = "method_disabled"
+    METHOD_NOT_TARGETED = "method_not_targeted"
+    INITIATOR_BLOCKED = "initiator_blocked"
+    METHOD_REQUIRED = "method_required"
     NO_METHOD = "no_method"
     ASSURANCE_TOO_LOW = "assurance_too_low"
     SECURITY_KEY_REFUSED = "security_key_refused"
     POLICY_CHANGED = "policy_changed"
     POLICY_LOCKS_OUT = "policy_locks_out"
+    POLICY_VERSION_UNKNOWN = "policy_version_unknown"
 
     # Temporary Access Pass. ACCESS_PASS_REFUSED is all a caller sees; the others are for the audit log.
     ACCESS_PASS_REFUSED = "access_pass_refused"
@@ -178,6 +184,8 @@ class Reason(StrEnum):
     ACCESS_PASS_ATTEMPTS = "access_pass_attempts"
     ACCESS_PASS_NONE = "access_pass_none"
     ACCESS_PASS_EXISTS = "access_pass_exists"
+    ACCESS_PASS_GUEST = "access_pass_guest"
+    ACCESS_PASS_DEVICE = "access_pass_device"
 
     # Registration and devices
     REGISTRATION_UNKNOWN = "registration_unknown"
@@ -197,11 +205,25 @@ class Reason(StrEnum):
     TENANT_EXISTS = "tenant_exists"
     USER_UNKNOWN = "user_unknown"
     USER_EXISTS = "user_exists"
+    ALIAS_UNKNOWN = "alias_unknown"
+    GROUP_UNKNOWN = "group_unknown"
+    GROUP_EXISTS = "group_exists"
+    GROUP_IN_USE = "group_in_use"
+    LAST_ADMINISTRATOR = "last_administrator"
+    LIMIT_REACHED = "limit_reached"
+    RISK_EVENT_UNKNOWN = "risk_event_unknown"
     SESSION_UNKNOWN = "session_unknown"
     POLICY_INVALID = "policy_invalid"
     FIELD_INVALID = "field_invalid"
     THROTTLED = "throttled"
     UNKNOWN_METHOD = "unknown_method"
+    REQUEST_ID_REUSED = "request_id_reused"
+    REQUEST_COMPLETED = "request_completed"
+
+    # Audit log and receipts, judged offline
+    AUDIT_CHAIN = "audit_chain"
+    AUDIT_CHECKPOINT = "audit_checkpoint"
+    RECEIPT = "receipt"
 
     # Key providers on the device (requirement: every state named, with a way back)
     PIN_NOT_SET = "pin_not_set"

@@ -17,11 +17,13 @@ SignInId = NewType("SignInId", str)
 PromptId = NewType("PromptId", str)
 SessionId = NewType("SessionId", str)
 AccessPassId = NewType("AccessPassId", str)
+GroupId = NewType("GroupId", str)
+RiskEventId = NewType("RiskEventId", str)
 CredentialId = NewType("CredentialId", bytes)
 ServerId = NewType("ServerId", bytes)
 """SHA-256 of the DER SubjectPublicKeyInfo of the server's identity key, 32 bytes."""
 
-TENANT, USER, DEVICE, REGISTRATION, SIGN_IN, PROMPT, SESSION, ACCESS_PASS = (
+TENANT, USER, DEVICE, REGISTRATION, SIGN_IN, PROMPT, SESSION, ACCESS_PASS, GROUP, RISK_EVENT = (
     "ten",
     "usr",
     "dev",
@@ -30,6 +32,8 @@ TENANT, USER, DEVICE, REGISTRATION, SIGN_IN, PROMPT, SESSION, ACCESS_PASS = (
     "prm",
     "ses",
     "tap",
+    "grp",
+    "rsk",
 )
 
 ID_ENTROPY = 16

@@ -50,8 +50,8 @@ MAX_TEXT: Final = 256
 class Purpose(StrEnum):
     """What a signature is for. A signature for one purpose is worthless for every other.
 
-    Of the last three the challenge is the qualifying data of what a TPM attests (`pin-index` and `channel-key` over the
-    registration statement, `health` over `health_statement`).
+    Of three the challenge is the qualifying data of what a TPM attests: `pin-index` and `channel-key` over the
+    registration statement, `health` over `health_statement`.
     """
 
     REGISTRATION = "registration"
@@ -63,6 +63,9 @@ class Purpose(StrEnum):
     PIN_INDEX = "pin-index"
     CHANNEL_KEY = "channel-key"
     HEALTH = "health"
+    CALL = "call"
+    AUDIT_CHECKPOINT = "audit-checkpoint"
+    RECEIPT = "receipt"
 
 
 _DOMAIN: Final[Mapping[Purpose, bytes]] = {p: f"keyvouch/{p.value}/v1".encode() + b"\x00" for p in Purpose}

@@ -8,6 +8,7 @@ Nothing heavy is imported before the command line has been understood.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -26,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error.as_json() if "--json" in words else error, file=sys.stderr)
         return 2
     if arguments.offline:
-        from keyvouch_client.commands.verify import perform as perform_offline
-
-        return perform_offline(arguments)
+        module, _, name = arguments.run.partition(":")
+        status: int = getattr(importlib.import_module(module), name)(arguments)
+        return status
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own log would be mixed into what we print
     from keyvouch_client.commands.invocation import perform
 

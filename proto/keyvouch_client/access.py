@@ -4,8 +4,9 @@ A call is judged in four steps: the token is read from the metadata, verified (`
 requirement of the method and, where it is bound to a certificate, against the connection it came over. Every method
 needs a session unless it is named in `open_methods`.
 
-Refusals of authentication look alike to the caller, apart from five reasons it can act upon: credentials_missing,
-token_expired, certificate_required, session_revoked and session_expired. The precise reason is for the log.
+Refusals of authentication look alike to the caller, apart from eight reasons it can act upon: credentials_missing,
+token_expired, certificate_required, session_revoked, session_expired, proof_required, proof_invalid, proof_replayed.
+The precise reason is for the log.
 
 Not here: fetching keys (`jwks`), asking the server (`interceptor`), gRPC. The instant is an argument.
 """
@@ -31,13 +32,16 @@ from keyvouch.errors import (
     UnavailableError,
     UsageError,
 )
+from keyvouch.ids import ServerId
 from keyvouch.tokens import AccessTokenClaims, certificate_thumbprint, verify_access_token
 from keyvouch.v1 import common_pb2
 
 __all__ = ["AccessRules", "Requirement", "bearer_token", "check_certificate", "check_live", "refusal_for"]
 
 NUMBER_MATCHED, PHISHING_RESISTANT, ACCESS_PASS = "number-matched", "phishing-resistant", "access-pass"
-"""Values of `acr`. They are labels without an order: a requirement names the ones it accepts."""
+"""Values of `acr`. They are labels without an order: a requirement names the ones it accepts. `number-chosen`, of a
+tenant with the legacy choice of three numbers, is the weakest, and accepted only where it is named.
+"""
 
 _METHOD = re.compile(r"/[A-Za-z_][\w.]*/[A-Za-z_]\w*")
 _TOLD_TO_CALLER = (
@@ -46,6 +50,9 @@ _TOLD_TO_CALLER = (
     Reason.CERTIFICATE_REQUIRED,
     Reason.SESSION_REVOKED,
     Reason.SESSION_EXPIRED,
+    Reason.PROOF_REQUIRED,
+    Reason.PROOF_INVALID,
+    Reason.PROOF_REPLAYED,
 )
 
 
@@ -102,8 +109,9 @@ class AccessRules:
 
     `issuer` and `audience` have to equal `iss` and `aud`. `requirement` is for every method without an entry in
     `methods` (full gRPC names, `/package.Service/Method`). `open_methods` need no session at all. `leeway` is the
-    difference of clocks, in seconds, that is forgiven. Raises `UsageError` for names that cannot be methods and for a
-    method that is both open and guarded.
+    difference of clocks, in seconds, that is forgiven. With `server_id` (of the Keyvouch server, 32 bytes, see
+    `Connection.identity`) a token that is bound to a key counts with the proof of the call alone. Raises `UsageError`
+    for names that cannot be methods, for a method that is both open and guarded, and for an id that is none.
     """
 
     issuer: str
@@ -112,10 +120,13 @@ class AccessRules:
     methods: Mapping[str, Requirement] = field(default_factory=lambda: MappingProxyType({}))
     open_methods: frozenset[str] = frozenset()
     leeway: int = 5
+    server_id: ServerId | None = None
 
     def __post_init__(self) -> None:
         if not self.issuer or not self.audience:
             raise UsageError("Access rules need an issuer and an audience.", fix="`keyvouch jwks` shows the issuer.")
+        if self.server_id is not None and len(self.server_id) != 32:
+            raise UsageError("The id of a server has 32 bytes.", fix="Take it from `Connection.identity`.")
         for method in (*self.methods, *self.open_methods):
             if _METHOD.fullmatch(method) is None:
                 raise UsageError(f"{method!r} is not the name of a method.", fix="Write /package.Service/Method.")
@@ -198,7 +209,8 @@ def refusal_for(error: KeyvouchError) -> KeyvouchError:
     if isinstance(error, (PermissionDeniedError, UnavailableError)):
         return error
     if error.reason in _TOLD_TO_CALLER:
-        return UnauthenticatedError(error.reason, error.message, fix=error.fix)
+        told = {name: value for name, value in error.metadata.items() if name == "server_time"}
+        return UnauthenticatedError(error.reason, error.message, fix=error.fix, metadata=told)
     return UnauthenticatedError(
         Reason.CREDENTIALS_INVALID,
         "The credential of this call is not accepted.",

@@ -27,12 +27,16 @@ from keyvouch.errors import EvidenceError, MalformedError, Reason, UsageError
 from keyvouch.ids import ServerId
 from keyvouch.v1 import (
     administration_pb2_grpc,
+    directory_pb2_grpc,
+    oversight_pb2_grpc,
+    policies_pb2_grpc,
     security_info_pb2_grpc,
     sessions_pb2,
     sessions_pb2_grpc,
     sign_in_pb2_grpc,
 )
 from keyvouch_client.backoff import Backoff
+from keyvouch_client.call_proofs import CallProver, ProvingChannel
 from keyvouch_client.errors import answer
 from keyvouch_client.jwks import JwksDocument
 
@@ -66,7 +70,8 @@ class Connection:
     """A channel to the public listener `server` (`host:port`), and the stubs that speak over it.
 
     `host` is the name or address TLS is verified for, `deadline` the time in seconds a unary call may take. The object
-    may be shared by any number of tasks of one event loop. Raises `UsageError` for an address that is not `host:port`,
+    may be shared by any number of tasks of one event loop. Calls of sessions that were opened over it, or are kept with
+    it, are proved with the key of the session (`prover`). Raises `UsageError` for an address that is not `host:port`,
     a CA file that cannot be read, or plaintext to anything but a loopback address.
     """
 
@@ -91,15 +96,20 @@ class Connection:
         self.deadline = deadline
         self.backoff = backoff or Backoff()
         options = [*_OPTIONS, ("grpc.enable_http_proxy", 0 if _is_loopback(host) else 1)]
-        self.channel = (
+        self.prover = CallProver()
+        channel = (
             aio.insecure_channel(server, options)
             if insecure_loopback
             else aio.secure_channel(server, _tls_credentials(ca_file), options)
         )
+        self.channel: aio.Channel = ProvingChannel(channel, self.prover)
         self.sign_ins = sign_in_pb2_grpc.SignInServiceStub(self.channel)
         self.sessions = sessions_pb2_grpc.SessionServiceStub(self.channel)
         self.security_info = security_info_pb2_grpc.SecurityInfoServiceStub(self.channel)
         self.administration = administration_pb2_grpc.AdministrationServiceStub(self.channel)
+        self.directory = directory_pb2_grpc.DirectoryServiceStub(self.channel)
+        self.policies = policies_pb2_grpc.PolicyServiceStub(self.channel)
+        self.oversight = oversight_pb2_grpc.OversightServiceStub(self.channel)
         self._identity: ServerIdentity | None = None
         self._asking = asyncio.Lock()
 

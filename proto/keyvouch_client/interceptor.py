@@ -33,6 +33,7 @@ from keyvouch_client.access import AccessRules, bearer_token, check_certificate,
 from keyvouch_client.connection import Connection
 from keyvouch_client.errors import answer, status_for
 from keyvouch_client.jwks import JwksCache, JwksSource
+from keyvouch_client.proof_checks import ProofChecks
 from keyvouch_client.session_context import Handler, bind, bind_async, current_session, is_asynchronous, remember
 
 __all__ = ["RequireSession", "current_session"]
@@ -53,6 +54,7 @@ class RequireSession(aio.ServerInterceptor):
     def __init__(self, keys: JwksSource, rules: AccessRules, *, introspect: Connection | None = None) -> None:
         self._rules = rules
         self._keys = JwksCache(keys, issuer=rules.issuer)
+        self._proofs = ProofChecks(rules.server_id)
         self._introspect = introspect
 
     async def intercept_service(
@@ -76,7 +78,9 @@ class RequireSession(aio.ServerInterceptor):
     async def _admit(self, call: grpc.HandlerCallDetails) -> AccessTokenClaims:
         token = bearer_token(call.invocation_metadata)
         keys = await self._keys.keys_for(token)
-        claims = self._rules.judge(token, method=call.method, keys=keys, now=int(time.time()))
+        now = int(time.time())
+        claims = self._rules.judge(token, method=call.method, keys=keys, now=now)
+        self._proofs.check(claims, token, method=call.method, metadata=call.invocation_metadata, now=now)
         if self._introspect is not None:
             await _check_with_server(self._introspect, token, claims)
         return claims

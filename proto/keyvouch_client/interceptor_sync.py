@@ -24,6 +24,7 @@ from keyvouch_client.access import AccessRules, bearer_token, check_certificate,
 from keyvouch_client.errors import error_from, status_for
 from keyvouch_client.interceptor import introspection_failure
 from keyvouch_client.jwks import SyncJwksCache, SyncJwksSource
+from keyvouch_client.proof_checks import ProofChecks
 from keyvouch_client.session_context import Handler, bind, current_session
 
 __all__ = ["RequireSessionSync", "current_session"]
@@ -47,6 +48,7 @@ class RequireSessionSync(grpc.ServerInterceptor):
     ) -> None:
         self._rules = rules
         self._keys = SyncJwksCache(keys, issuer=rules.issuer)
+        self._proofs = ProofChecks(rules.server_id)
         self._sessions = sessions_pb2_grpc.SessionServiceStub(introspect) if introspect is not None else None
         self._deadline = deadline
 
@@ -73,8 +75,10 @@ class RequireSessionSync(grpc.ServerInterceptor):
     def _judge(self, method: str, context: grpc.ServicerContext) -> AccessTokenClaims:
         token = bearer_token(context.invocation_metadata())
         keys = self._keys.keys_for(token)
-        claims = self._rules.judge(token, method=method, keys=keys, now=int(time.time()))
+        now, metadata = int(time.time()), context.invocation_metadata()
+        claims = self._rules.judge(token, method=method, keys=keys, now=now)
         check_certificate(claims, context.auth_context())
+        self._proofs.check(claims, token, method=method, metadata=metadata, now=now)
         if self._sessions is not None:
             self._check_with_server(self._sessions, token, claims)
         return claims

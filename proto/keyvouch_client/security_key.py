@@ -83,9 +83,9 @@ class SecurityKeySignIn:
 
     Entering begins it and checks what the server would have signed; leaving without a session withdraws it. `rp_id` is
     the relying party of the server, needed where it is not the host name of the connection; `server_id` who the server
-    is, where that is known from before. Entering raises `EvidenceError` with WRONG_SERVER or STATEMENT_MISMATCH,
-    `RefusedError` with METHOD_DISABLED or NO_METHOD, `ThrottledError` or `UnavailableError`. Nothing tells whether
-    there is such a user.
+    is, where that is known from before; `known_client` and `required_assurance` are as with `SignIn`. Entering raises
+    `EvidenceError` with WRONG_SERVER or STATEMENT_MISMATCH, `RefusedError` with METHOD_DISABLED or NO_METHOD,
+    `ThrottledError` or `UnavailableError`. Nothing tells whether there is such a user.
     """
 
     def __init__(
@@ -98,10 +98,13 @@ class SecurityKeySignIn:
         app_name: str,
         audience: str = "",
         binding_message: str = "",
+        known_client: str = "",
+        required_assurance: common_pb2.AssuranceRequirement | None = None,
         rp_id: str = "",
         server_id: ServerId | None = None,
     ) -> None:
         self._connection = connection
+        self._known_client = known_client
         self._rp_id = rp_id
         self._server_id = server_id
         self._context = sign_in_pb2.SignInContext(
@@ -111,6 +114,7 @@ class SecurityKeySignIn:
             app_name=app_name,
             audience=audience,
             binding_message=binding_message,
+            required_assurance=required_assurance,
         )
         self._begun: Begun | None = None
         self._offers: KeyOffers | None = None
@@ -124,6 +128,7 @@ class SecurityKeySignIn:
             context=self._context,
             proof_public_key=spki_of(proof_key.public_key()),
             method=common_pb2.SIGN_IN_METHOD_SECURITY_KEY,
+            known_client=self._known_client,
         )
         begun = await answer(self._connection.sign_ins.BeginSignIn(request, timeout=self._connection.deadline))
         self._begun = Begun(self._connection, begun, proof_key)

@@ -18,7 +18,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
@@ -34,6 +34,8 @@ from keyvouch_client.session import Session
 __all__ = ["KeptSession", "SessionFile", "StoredState", "Target", "not_signed_in", "state_directory"]
 
 _VERSION = 1
+_MOST_KNOWN = 50
+"""Users at servers for whom this client is known; the one that signed in longest ago is dropped first."""
 _LONGEST = 256 << 10
 
 
@@ -64,6 +66,19 @@ class StoredState:
 
     target: Target = Target()
     session: KeptSession | None = None
+    known_clients: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """By server, tenant and user: what this client shows there to be told apart from strangers."""
+
+    def known_client(self, target: Target) -> str:
+        """What to show for `target`; empty where nobody has signed in there from here."""
+        return self.known_clients.get(_who(target), "")
+
+    def knowing(self, target: Target, known_client: str) -> Mapping[str, str]:
+        """The same with what `target` gave last."""
+        if not known_client:
+            return self.known_clients
+        others = {who: token for who, token in self.known_clients.items() if who != _who(target)}
+        return dict([*others.items(), (_who(target), known_client)][-_MOST_KNOWN:])
 
 
 def state_directory(environment: Mapping[str, str]) -> Path:
@@ -154,7 +169,11 @@ class SessionFile:
         """Store a new session in place of the old one."""
         kept = KeptSession(session.server_id, session.tokens, session.details, _dump_key(session.proof_key))
         with self.exclusive():
-            self.write(StoredState(target, kept))
+            try:
+                before = self.read()
+            except KeyvouchError:  # it is written anew, as whoever signs in wants
+                before = StoredState()
+            self.write(StoredState(target, kept, before.knowing(target, session.known_client)))
 
     def _make_directory(self) -> None:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -219,6 +238,10 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def _who(target: Target) -> str:
+    return "\n".join((target.server, target.tenant, target.username)).casefold()
+
+
 def _document(state: StoredState) -> dict[str, object]:
     target, kept = state.target, state.session
     return {
@@ -231,6 +254,7 @@ def _document(state: StoredState) -> dict[str, object]:
             "details": base64.b64encode(kept.details.SerializeToString()).decode(),
             "proof_key": base64.b64encode(kept.proof_key).decode(),
         },
+        "known_clients": dict(state.known_clients),
     }
 
 
@@ -240,8 +264,9 @@ def _parse(data: bytes) -> StoredState:
         if document["version"] != _VERSION:
             raise ValueError("unknown version")
         kept = document["session"]
-        return StoredState(Target(**document["target"]), None if kept is None else _parse_session(kept))
-    except (ValueError, TypeError, KeyError, RecursionError, binascii.Error, DecodeError):
+        known = {str(who): str(token) for who, token in document.get("known_clients", {}).items()}
+        return StoredState(Target(**document["target"]), None if kept is None else _parse_session(kept), known)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, binascii.Error, DecodeError):
         raise _corrupt() from None
 
 

@@ -108,6 +108,9 @@ class Begun:
             tokens=response.tokens,
             details=response.session,
             proof_key=self._proof_key,
+            campaigns=response.campaigns,
+            open_risk_events=response.open_risk_events,
+            known_client=response.known_client,
         )
 
     async def cancel(self) -> None:
@@ -135,8 +138,9 @@ class SignIn:
 
     Entering begins it: `number` (digits, leading zeros kept) is then to be shown to the person, `expires_at` is in
     seconds since the epoch, `methods` lists what is open to the user, the preferred one first. `audience` is whom the
-    access token will be for; empty means the app id. Entering raises `RefusedError`, `ThrottledError` or
-    `UnavailableError`.
+    access token will be for; empty means the app id. `known_client` is that of the last session of this user here.
+    `required_assurance` and `phishing_resistant` ask for more than policy does, this time (step-up). Entering raises
+    `RefusedError`, `ThrottledError` or `UnavailableError`.
     """
 
     def __init__(
@@ -149,8 +153,12 @@ class SignIn:
         app_name: str,
         audience: str = "",
         binding_message: str = "",
+        known_client: str = "",
+        required_assurance: common_pb2.AssuranceRequirement | None = None,
+        phishing_resistant: bool = False,
     ) -> None:
         self._connection = connection
+        self._known_client = known_client
         self._context = sign_in_pb2.SignInContext(
             tenant=tenant,
             username=username,
@@ -158,6 +166,8 @@ class SignIn:
             app_name=app_name,
             audience=audience,
             binding_message=binding_message,
+            required_assurance=required_assurance,
+            phishing_resistant=phishing_resistant,
         )
         self._begun: Begun | None = None
         self._ended = False
@@ -165,7 +175,9 @@ class SignIn:
     async def __aenter__(self) -> Self:
         proof_key = new_proof_key()
         request = sign_in_pb2.BeginSignInRequest(
-            context=self._context, proof_public_key=spki_of(proof_key.public_key())
+            context=self._context,
+            proof_public_key=spki_of(proof_key.public_key()),
+            known_client=self._known_client,
         )
         begun = await answer(self._connection.sign_ins.BeginSignIn(request, timeout=self._connection.deadline))
         self._begun = Begun(self._connection, begun, proof_key)
@@ -235,4 +247,5 @@ async def sign_in_with_access_pass(connection: Connection, *, tenant: str, usern
         tokens=response.tokens,
         details=response.session,
         proof_key=None,
+        campaigns=response.campaigns,
     )

@@ -92,16 +92,15 @@ class _OpenStream:
         """Whether it can carry no further sign-in."""
         return self._broken is not None
 
-    async def begin(self, context: sign_in_pb2.SignInContext) -> tuple[int, _Slot]:
+    async def begin(self, context: sign_in_pb2.SignInContext, known_client: str) -> tuple[int, _Slot]:
         """Send a begin and wait for its answer. Raises the refusal, or `UnavailableError` when the stream breaks."""
         if self._broken is not None:
             raise self._broken
         tag, slot = next(self._tags), _Slot()
         self._slots[tag] = slot
+        begin = sign_in_pb2.SignInSessionBegin(tag=tag, context=context, known_client=known_client)
         try:
-            await self._write(
-                sign_in_pb2.SignInSessionRequest(begin=sign_in_pb2.SignInSessionBegin(tag=tag, context=context))
-            )
+            await self._write(sign_in_pb2.SignInSessionRequest(begin=begin))
             await slot.begun
         except asyncio.CancelledError:
             await self.cancel(tag)
@@ -312,18 +311,32 @@ class _SessionMaker:
             tokens=response.tokens,
             details=response.session,
             proof_key=self._proof_key,
+            campaigns=response.campaigns,
+            open_risk_events=response.open_risk_events,
+            known_client=response.known_client,
         )
 
 
 class SignInStream:
     """A stream of sign-ins of one app, all bound to one proof key made here.
 
+    `required_assurance` is the least that the app accepts, where that is more than policy asks for.
     Entering opens the stream and proves the key; raises `UnavailableError`, or `EvidenceError(WRONG_SERVER)`.
     """
 
-    def __init__(self, connection: Connection, *, app_id: str, app_name: str, audience: str = "") -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        app_id: str,
+        app_name: str,
+        audience: str = "",
+        required_assurance: common_pb2.AssuranceRequirement | None = None,
+    ) -> None:
         self._connection = connection
-        self._app = {"app_id": app_id, "app_name": app_name, "audience": audience}
+        self._app = sign_in_pb2.SignInContext(
+            app_id=app_id, app_name=app_name, audience=audience, required_assurance=required_assurance
+        )
         self._proof_key = new_proof_key()
         self._stream: _OpenStream | None = None
         self._opening = asyncio.Lock()
@@ -341,23 +354,27 @@ class SignInStream:
         if self._stream is not None:
             await self._stream.close()
 
-    async def begin(self, *, tenant: str, username: str, binding_message: str = "") -> PendingSignIn:
-        """Begin a sign-in. Raises `RefusedError`, `ThrottledError` or, when nobody answers, `UnavailableError`."""
-        context = sign_in_pb2.SignInContext(
-            tenant=tenant, username=username, binding_message=binding_message, **self._app
-        )
+    async def begin(
+        self, *, tenant: str, username: str, binding_message: str = "", known_client: str = ""
+    ) -> PendingSignIn:
+        """Begin a sign-in; `known_client` is that of the last session of this user.
+
+        Raises `RefusedError`, `ThrottledError` or, when nobody answers, `UnavailableError`.
+        """
+        context = sign_in_pb2.SignInContext(tenant=tenant, username=username, binding_message=binding_message)
+        context.MergeFrom(self._app)
         patience = Patience(_BEGIN_PATIENCE, self._connection.backoff)
         while True:
             try:
-                return await self._begin_once(context)
+                return await self._begin_once(context, known_client)
             except UnavailableError as error:
                 if self._stream is not None and not self._stream.is_broken:
                     raise  # the server itself says that it cannot
                 await patience.wait_or_raise(error)
 
-    async def _begin_once(self, context: sign_in_pb2.SignInContext) -> PendingSignIn:
+    async def _begin_once(self, context: sign_in_pb2.SignInContext, known_client: str) -> PendingSignIn:
         stream = await self._live_stream()
-        tag, slot = await stream.begin(context)
+        tag, slot = await stream.begin(context, known_client)
         begun = Begun(self._connection, slot.begun.result(), self._proof_key)
         return PendingSignIn(
             stream, tag, slot, begun, _SessionMaker(self._connection, stream.server_id, self._proof_key)

@@ -1,4 +1,4 @@
-"""The `keyvouch-server` command: init, serve, backup, check, recover."""
+"""The `keyvouch-server` command: init, serve, backup, check, audit, recover."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from keyvouch.errors import KeyvouchError, Reason
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 refused or failed, 2 wrong usage."""
     arguments = _parser().parse_args(argv)
+    if arguments.command == "completion":
+        from keyvouch_client.completion import script
+
+        print(script(_parser(), arguments.shell), end="")
+        return 0
     try:
         return _COMMANDS[arguments.command](arguments)
     except KeyvouchError as error:
@@ -33,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--data", type=Path, required=True, help="the server's data directory")
     common.add_argument("--json", action="store_true", help="print JSON for programs")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     init = commands.add_parser(
         "init", parents=[common], help="make a server: keys, store, first tenant and administrator"
@@ -65,12 +70,52 @@ def _parser() -> argparse.ArgumentParser:
     )
     backup.add_argument("--to", type=Path, required=True, help="the file to write")
     commands.add_parser("check", parents=[common], help="check the store from end to end")
+    _add_audit(commands, common)
     recover = commands.add_parser(
         "recover", parents=[common], help="a one-time access pass for a locked-out administrator"
     )
     recover.add_argument("--tenant", required=True, help="name of the administrator's tenant")
     recover.add_argument("--administrator", required=True, help="login name of the administrator")
+    recover.add_argument(
+        "--default-policy",
+        action="store_true",
+        help="save the default policy too, where the present one shuts them out",
+    )
+    _add_completion(commands)
     return parser
+
+
+def _add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
+    audit = commands.add_parser("audit", help="verify, export or sign the audit log, also while the server runs")
+    acts = audit.add_subparsers(dest="act", required=True, metavar="ACTION")
+    verify = acts.add_parser("verify", parents=[common], help="find the first record that is not as it was written")
+    verify.add_argument("--tenant", default="", help="name or id of one tenant; default: all")
+    verify.add_argument(
+        "--against", type=Path, metavar="FILE", help="checkpoints that were kept elsewhere, or a log of the server"
+    )
+    export = acts.add_parser("export", parents=[common], help="print a tenant's log, one line of JSON for each record")
+    export.add_argument("--tenant", required=True, help="name or id of the tenant")
+    export.add_argument(
+        "--format",
+        choices=("jsonl", "ocsf"),
+        default="jsonl",
+        help="jsonl: verifiable with `keyvouch verify`; ocsf: for systems that collect events (default: %(default)s)",
+    )
+    export.add_argument("--since", metavar="TIME", help="ISO 8601; only records from then on")
+    checkpoint = acts.add_parser("checkpoint", parents=[common], help="print signed checkpoints, to be kept elsewhere")
+    checkpoint.add_argument("--tenant", default="", help="name or id of one tenant; default: all")
+
+
+def _add_completion(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from keyvouch_client.completion.installing import INSTALLATION, SHELLS
+
+    completion = commands.add_parser(
+        "completion",
+        help="print a script that completes this command in your shell",
+        epilog=INSTALLATION.format("keyvouch-server"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    completion.add_argument("shell", choices=SHELLS)
 
 
 def _version() -> str:
@@ -159,10 +204,22 @@ def _check(arguments: argparse.Namespace) -> int:
     elif not problems:
         print("The store is sound: structure, references and every rule between records hold.")
     else:
-        print(f"The store has {len(problems)} problems. Stop the server and restore a backup.")
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        print(f"The store has {count}. Stop the server and restore a backup.")
         for problem in problems:
             print(f"  {problem}")
     return 1 if problems else 0
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from keyvouch_server import audit_commands
+
+    acts = {
+        "verify": audit_commands.verify,
+        "export": audit_commands.export,
+        "checkpoint": audit_commands.checkpoint,
+    }
+    return acts[arguments.act](arguments)
 
 
 def _recover(arguments: argparse.Namespace) -> int:
@@ -170,7 +227,10 @@ def _recover(arguments: argparse.Namespace) -> int:
 
     from keyvouch_server.bootstrap import recover
 
-    made = asyncio.run(recover(arguments.data, arguments.tenant, arguments.administrator))
+    default_policy = arguments.default_policy
+    made = asyncio.run(
+        recover(arguments.data, arguments.tenant, arguments.administrator, default_policy=default_policy)
+    )
     minutes = made.viewed.found.lifetime_minutes
     if arguments.json:
         print(json.dumps({"access_pass": made.code, "access_pass_minutes": minutes}))
@@ -198,6 +258,7 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "serve": _serve,
     "backup": _backup,
     "check": _check,
+    "audit": _audit,
     "recover": _recover,
 }
 

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from keyvouch.errors import KeyvouchError
+from keyvouch.errors import KeyvouchError, UnavailableError
 from keyvouch.tokens import verify_access_token
 from keyvouch_server.card_authorities import CardFiles
 from keyvouch_server.config import FILE, ServerConfig, broken, is_loopback, load_config
@@ -31,17 +31,30 @@ from keyvouch_server.ports import Clock, Entropy, Store
 from keyvouch_server.relay import Relay
 from keyvouch_server.stores.sqlite import SqliteStore
 from keyvouch_server.trust_anchors import load as load_anchors
+from keyvouch_server.use_cases.access_pass_sign_in import AccessPassSignIns
 from keyvouch_server.use_cases.access_passes import AccessPasses, CreatedPass
 from keyvouch_server.use_cases.administration import Administration, FoundedTenant
+from keyvouch_server.use_cases.audit_log import AuditLog
+from keyvouch_server.use_cases.budgets import Budgets
+from keyvouch_server.use_cases.call_proofs import CallProofs
 from keyvouch_server.use_cases.decisions import Decisions
 from keyvouch_server.use_cases.devices import Devices
+from keyvouch_server.use_cases.directory import Directory
+from keyvouch_server.use_cases.explanations import Explanations
+from keyvouch_server.use_cases.groups import Groups
 from keyvouch_server.use_cases.health import HealthReports
 from keyvouch_server.use_cases.key_replacement import KeyReplacements
 from keyvouch_server.use_cases.opening import Openings
+from keyvouch_server.use_cases.oversight import Oversight
+from keyvouch_server.use_cases.policies import Policies
+from keyvouch_server.use_cases.receipts import Receipts
 from keyvouch_server.use_cases.redemption import Redemptions
 from keyvouch_server.use_cases.registration import Registrations
+from keyvouch_server.use_cases.requests import OnceStore, Requests
 from keyvouch_server.use_cases.same_device import SameDeviceSignIns
+from keyvouch_server.use_cases.security_info import SecurityInfo
 from keyvouch_server.use_cases.security_key import SecurityKeySignIns
+from keyvouch_server.use_cases.session_refresh import SessionRefreshes
 from keyvouch_server.use_cases.sessions import Sessions
 from keyvouch_server.use_cases.sign_in import SignIns
 from keyvouch_server.use_cases.tpm_preparation import TpmPreparations
@@ -106,8 +119,21 @@ class App:
     replacements: KeyReplacements
     health: HealthReports
     passes: AccessPasses
+    pass_sign_ins: AccessPassSignIns
+    budgets: Budgets
     devices: Devices
+    security_info: SecurityInfo
     administration: Administration
+    policies: Policies
+    directory: Directory
+    groups: Groups
+    audit_log: AuditLog
+    receipts: Receipts
+    requests: Requests
+    call_proofs: CallProofs
+    refreshes: SessionRefreshes
+    oversight: Oversight
+    explanations: Explanations
 
     async def authenticate(self, token: str) -> Caller:
         """Who holds this access token: its signature, then the session as the store knows it now."""
@@ -183,10 +209,12 @@ def assemble(
     instant = datetime.fromtimestamp(clock.now(), UTC)
     anchors, endorsers = load_anchors(config.trust, instant=instant, folder=data), load_ek_settings(config.tpm)
     cards = CardFiles(config.cards, instant=instant, taken=anchors.names | endorsers.anchors.names)
-    world = World(store, clock, entropy, keyring, relay, facts, anchors, endorsers, cards.trust)
+    once = OnceStore(store)
+    world = World(once, clock, entropy, keyring, relay, facts, anchors, endorsers, cards.trust)
     sessions = Sessions(world)
     passes = AccessPasses(world, sessions)
     devices = Devices(world, sessions)
+    directory = Directory(world, sessions, devices)
     openings, decisions, redemptions = Openings(world), Decisions(world), Redemptions(world, sessions)
     sign_ins = SignIns(world, openings)
     return App(
@@ -208,8 +236,21 @@ def assemble(
         replacements=KeyReplacements(world),
         health=HealthReports(world),
         passes=passes,
+        pass_sign_ins=AccessPassSignIns(world, sessions),
+        budgets=Budgets(world),
         devices=devices,
-        administration=Administration(world, sessions, passes, devices),
+        security_info=SecurityInfo(world, devices),
+        administration=Administration(world, passes, directory),
+        directory=directory,
+        groups=Groups(world),
+        policies=Policies(world),
+        audit_log=AuditLog(world),
+        receipts=Receipts(world),
+        requests=Requests(store, clock),
+        call_proofs=CallProofs(world),
+        refreshes=SessionRefreshes(world, sessions),
+        oversight=Oversight(world, sessions),
+        explanations=Explanations(world),
     )
 
 
@@ -229,7 +270,14 @@ async def running(app: App, *, grace: float = GRACE_SECONDS) -> AsyncIterator[Ru
     from keyvouch_server.rpc.listeners import listen_devices, listen_public  # noqa: PLC0415
 
     def gatekeeper() -> Gatekeeper:  # it keeps the handlers of one listener, so each has its own
-        return Gatekeeper(app.authenticate, app.devices.connected, app.audit_denial)
+        return Gatekeeper(
+            app.authenticate,
+            app.devices.connected,
+            app.audit_denial,
+            app.requests,
+            app.call_proofs,
+            app.sessions.over,
+        )
 
     config, servicers = app.config, _servicers(app)
 
@@ -256,21 +304,34 @@ async def running(app: App, *, grace: float = GRACE_SECONDS) -> AsyncIterator[Ru
 
 def _servicers(app: App) -> Servicers:
     from keyvouch_server.rpc.administration import AdministrationServicer  # noqa: PLC0415
+    from keyvouch_server.rpc.cursors import Cursors  # noqa: PLC0415
+    from keyvouch_server.rpc.directory import DirectoryServicer  # noqa: PLC0415
     from keyvouch_server.rpc.enrolment import EnrolmentServicer  # noqa: PLC0415
     from keyvouch_server.rpc.listeners import Servicers  # noqa: PLC0415
+    from keyvouch_server.rpc.oversight import OversightServicer  # noqa: PLC0415
+    from keyvouch_server.rpc.policies import PolicyServicer  # noqa: PLC0415
     from keyvouch_server.rpc.prompts import PromptServicer  # noqa: PLC0415
     from keyvouch_server.rpc.same_device import SameDeviceServicer  # noqa: PLC0415
-    from keyvouch_server.rpc.sessions import SecurityInfoServicer, SessionServicer  # noqa: PLC0415
+    from keyvouch_server.rpc.security_info import SecurityInfoServicer  # noqa: PLC0415
+    from keyvouch_server.rpc.sessions import SessionServicer  # noqa: PLC0415
     from keyvouch_server.rpc.sign_in import SignInServicer  # noqa: PLC0415
 
+    cursors = Cursors(app.keyring)
     return Servicers(
-        sign_in=SignInServicer(app.world, app.sign_ins, app.security_keys, app.redemptions, app.passes, app.relay),
-        sessions=SessionServicer(app.sessions, app.keyring, app.world.facts),
-        enrolment=EnrolmentServicer(app.registrations, app.preparations, app.world.facts),
-        security_info=SecurityInfoServicer(app.devices, app.relay),
-        administration=AdministrationServicer(app.administration, app.passes, app.devices, app.health, app.relay),
+        sign_in=SignInServicer(
+            app.world, app.sign_ins, app.security_keys, app.redemptions, app.pass_sign_ins, app.relay
+        ),
+        sessions=SessionServicer(app.sessions, app.refreshes, app.keyring, app.world.facts, cursors),
+        enrolment=EnrolmentServicer(app.registrations, app.preparations, app.world.facts, app.relay),
+        security_info=SecurityInfoServicer(app.security_info, app.devices, app.sessions, app.receipts, app.relay),
+        administration=AdministrationServicer(
+            app.administration, app.directory, app.passes, app.devices, app.health, app.policies, app.relay, cursors
+        ),
+        directory=DirectoryServicer(app.directory, app.groups, cursors),
+        policies=PolicyServicer(app.policies, cursors),
+        oversight=OversightServicer(app.oversight, app.explanations, app.receipts, app.audit_log, cursors),
         prompts=PromptServicer(app.world, app.decisions, app.devices, app.health, app.replacements, app.relay),
-        same_device=SameDeviceServicer(app.same_device, app.sessions),
+        same_device=SameDeviceServicer(app.same_device, app.refreshes),
     )
 
 
@@ -283,6 +344,10 @@ async def _sweep(app: App) -> None:
             await app.sign_ins.expire()
             await app.registrations.forget_abandoned()
             await app.replacements.forget_abandoned()
+            await app.budgets.forget_passed()
+            await app.requests.forget_old()
+            await app.call_proofs.forget_passed()
+            await app.audit_log.sign_in_time()
             if app.cards.may_change:
                 await asyncio.to_thread(app.cards.refresh)
         except KeyvouchError as error:
@@ -298,15 +363,17 @@ async def serve(data: Path, *, ready: Callable[[Running], None], stop: asyncio.E
         async with running(app) as listening:
             ready(listening)
             await stop.wait()
+        with suppress(UnavailableError):  # what could not be signed now will be after the next start
+            await app.audit_log.sign_checkpoints()
     finally:
         await app.store.close()
 
 
-async def recover(data: Path, tenant: str, administrator: str) -> CreatedPass:
+async def recover(data: Path, tenant: str, administrator: str, *, default_policy: bool = False) -> CreatedPass:
     """A one-time access pass for an administrator who is locked out; the server must not be running."""
     app = assemble(data, load_config(data), SqliteStore.open(data / DATABASE))
     try:
-        return await app.administration.recover(tenant, administrator)
+        return await app.administration.recover(tenant, administrator, default_policy=default_policy)
     finally:
         await app.store.close()
 

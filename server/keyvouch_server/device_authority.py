@@ -21,6 +21,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from keyvouch.errors import Reason, UnauthenticatedError
 from keyvouch.ids import DeviceId, ServerId, TenantId
+from keyvouch.proofs import sign_proof
+from keyvouch.statement import Purpose
 from keyvouch_server.ports import Clock
 
 DEVICE_DAYS: Final = 30
@@ -28,6 +30,7 @@ LISTENER_DAYS: Final = 90
 AUTHORITY_DAYS: Final = 3650
 _SKEW = timedelta(minutes=5)
 _URI = "keyvouch:device:"
+_OWN_PURPOSES: Final = frozenset({Purpose.AUDIT_CHECKPOINT, Purpose.RECEIPT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,17 @@ class DeviceAuthority:
     def server_id(self) -> ServerId:
         """SHA-256 of the identity key's DER SubjectPublicKeyInfo."""
         return ServerId(hashlib.sha256(_spki(self._key.public_key())).digest())
+
+    @property
+    def public_key(self) -> bytes:
+        """The identity key's DER SubjectPublicKeyInfo."""
+        return _spki(self._key.public_key())
+
+    def sign(self, purpose: Purpose, statement: bytes) -> bytes:
+        """The identity key's signature under what the server itself says, and under nothing else."""
+        if purpose not in _OWN_PURPOSES:
+            raise ValueError(f"the identity key signs nothing for {purpose}")
+        return sign_proof(self._key, purpose, statement)
 
     @property
     def root_der(self) -> bytes:

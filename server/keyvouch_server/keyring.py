@@ -14,6 +14,7 @@ from keyvouch import base64url
 from keyvouch.attestation.tpm_public import TpmPublicKey
 from keyvouch.ids import DeviceId, TenantId
 from keyvouch.proofs import jwk_of, thumbprint
+from keyvouch.statement import Purpose
 from keyvouch.tokens import AccessTokenClaims, sign_access_token, token_header
 from keyvouch_server.attestation_ca import AttestationAuthority
 from keyvouch_server.device_authority import DeviceAuthority
@@ -73,6 +74,15 @@ class Keyring:
     def attestation_certificate(self, key: TpmPublicKey, tpm: EndorsedTpm) -> bytes:
         """See `ports.Keys`."""
         return self._attestation.certify(key, tpm)
+
+    def sign_identity(self, purpose: Purpose, statement: bytes) -> bytes:
+        """See `ports.Keys`."""
+        return self._authority.sign(purpose, statement)
+
+    @property
+    def identity_key(self) -> bytes:
+        """See `ports.Keys`."""
+        return self._authority.public_key
 
     @property
     def attestation_root(self) -> x509.Certificate:

@@ -17,6 +17,7 @@ from keyvouch.attestation import TrustStore
 from keyvouch.attestation.card_certificate import CardAuthority
 from keyvouch.attestation.tpm_public import TpmPublicKey
 from keyvouch.ids import DeviceId, TenantId
+from keyvouch.statement import Purpose
 from keyvouch.tokens import AccessTokenClaims
 from keyvouch_server.domain.model import Prompt, SignIn
 
@@ -40,7 +41,7 @@ class Above:
 class Below:
     """Condition: the column is less than `value`."""
 
-    value: int
+    value: int | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,17 +207,34 @@ class Keys(Protocol):
         """A certificate (DER) for the attestation key of a TPM. It leaves the server sealed for that TPM."""
         ...
 
+    def sign_identity(self, purpose: Purpose, statement: bytes) -> bytes:
+        """The server's own signature under what it says itself: `AUDIT_CHECKPOINT` and `RECEIPT`, no other purpose."""
+        ...
+
+    @property
+    def identity_key(self) -> bytes:
+        """The public key for those (DER SubjectPublicKeyInfo), whose SHA-256 is the server's id."""
+        ...
+
     @property
     def attestation_root(self) -> x509.Certificate:
         """The certificate of the authority that issues those."""
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class NumberAsked:
+    """What the person has to give: a number of so many digits, or, in the legacy choice, one of three numbers."""
+
+    digits: int
+    choices: tuple[str, ...] = ()
+
+
 class Announcer(Protocol):
     """Tells open streams what has become durable. Losing an announcement loses nothing: state is rows."""
 
-    def prompt(self, prompt: Prompt, digits: int) -> None:
-        """A prompt waits for its device; the person will have to type `digits` digits."""
+    def prompt(self, prompt: Prompt, asked: NumberAsked) -> None:
+        """A prompt waits for its device; `asked` is what the person has to give."""
         ...
 
     def sign_in(self, sign_in: SignIn, prompts: Sequence[Prompt]) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from keyvouch.ids import DeviceId, PromptId, SignInId
 from keyvouch_server.domain.model import Prompt, SignIn, SignInState
+from keyvouch_server.ports import NumberAsked
 from keyvouch_server.use_cases.decisions import Answered
 from keyvouch_server.use_cases.health import HealthVerdict
 
@@ -27,7 +28,7 @@ class PromptArrived:
     """A prompt for the device."""
 
     prompt: Prompt
-    digits: int
+    asked: NumberAsked
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +144,10 @@ class Relay:
         if not watchers:
             self._watchers.pop(sign_in, None)
 
-    def prompt(self, prompt: Prompt, digits: int) -> None:
+    def prompt(self, prompt: Prompt, asked: NumberAsked) -> None:
         """See `ports.Announcer`."""
         for mailbox in self._devices.get(prompt.device_id, ()):
-            mailbox.put(PromptArrived(prompt, digits))
+            mailbox.put(PromptArrived(prompt, asked))
 
     def sign_in(self, sign_in: SignIn, prompts: Sequence[Prompt]) -> None:
         """See `ports.Announcer`."""

@@ -13,9 +13,14 @@ from support.repository import ROOT
 
 TESTS = ROOT / "tests"
 REQUIRED = (
-    *("PS1", "PS2", "PS3", "PS4", "PS5", "PS7", "PS8", "PS10", "PS15", "PS16", "PS18", "PS21"),
-    *("T1", "T6", "T8", "T12", "T17", "KI1", "KI4"),
+    *(f"PS{n}" for n in range(1, 22)),
+    *(f"T{n}" for n in range(1, 19)),
+    *(f"KI{n}" for n in range(1, 14)),
+    *(f"H{n}" for n in range(1, 11)),
+    *(f"P{n}" for n in range(1, 21)),
+    *("G8", "G10", "G11", "G12"),
 )
+"""Every product rule, and the threats to protocol, passes, sessions, store and audit log."""
 
 _ROW = re.compile(r"^\|\s*(?P<rule>[A-Z]+[0-9]+)\s*\|(?P<text>[^|]*)\|(?P<tests>[^|]*)\|\s*$")
 _TEST = re.compile(r"`([^`]+)`")
@@ -59,6 +64,31 @@ def table() -> dict[str, list[str]]:
 @pytest.mark.parametrize("rule", REQUIRED)
 def test_the_rule_has_a_test(rule: str):
     assert table().get(rule)
+
+
+def rules_in(test: str) -> set[str]:
+    """The rules a test's name speaks of: `test_ps4_...`, `test_t12_...`, `..._P9`, `..._KI1_P19`."""
+    words = test.rsplit("::", maxsplit=1)[-1].upper().split("_")
+    return {word for word in words if word in REQUIRED and not word.startswith(("H", "G"))}
+
+
+def test_a_test_that_bears_a_rule_stands_in_its_row():
+    """Else a rule would look held that is not, or the table would not tell where."""
+    named = {name: rule for rule, names in table().items() for name in names}
+    missing = []
+    for path in sorted(TESTS.rglob("test_*.py")):
+        file = path.relative_to(TESTS).as_posix()
+        for test in collected_from(path):
+            name = f"{file}::{test}"
+            rules_said = {rule for rule in rules_in(test) if _is_product_rule(rule, test)}
+            missing += [f"{rule}: `{name}`" for rule in rules_said if name not in table().get(rule, [])]
+    assert named
+    assert missing == []
+
+
+def _is_product_rule(rule: str, test: str) -> bool:
+    """TPM threats are called T1 to T14 too, in tests of their own."""
+    return not (rule.startswith("T") and "tpm" in test.lower())
 
 
 def test_every_named_test_exists():

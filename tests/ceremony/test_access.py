@@ -20,12 +20,11 @@ from keyvouch.errors import KeyvouchError, Reason, UnauthenticatedError
 from keyvouch.proofs import sign_proof, spki_of
 from keyvouch.statement import Purpose, proof_statement
 from keyvouch.v1 import administration_pb2 as admin_pb
-from keyvouch.v1 import enrolment_pb2, enrolment_pb2_grpc, prompts_pb2, prompts_pb2_grpc, sessions_pb2, sign_in_pb2
+from keyvouch.v1 import enrolment_pb2_grpc, prompts_pb2, prompts_pb2_grpc, sessions_pb2, sign_in_pb2
 from keyvouch_bench.device import BenchDevice, PromptStream
 from keyvouch_bench.server_process import free_ports
 from keyvouch_client import Connection
 from keyvouch_client.errors import answer
-from keyvouch_client.sign_in import new_proof_key
 from keyvouch_server import bootstrap
 from keyvouch_server.device_authority import DeviceAuthority, found_authority
 from keyvouch_server.domain.model import Role
@@ -100,7 +99,7 @@ async def test_the_table_of_access_names_the_reflected_methods_and_no_other(live
     assert len(private) > 5
 
 
-async def test_every_method_without_credentials_is_refused_except_six_T8(live: LiveServer):
+async def test_every_method_without_credentials_is_refused_except_six(live: LiveServer):
     public, _, _ = await reflected(live)
     assert len(OPEN_PUBLIC) <= 6
     answered = set()
@@ -374,13 +373,11 @@ async def test_the_longest_refusal_fits_into_the_metadata_of_any_client(live: Li
     for number in range(100):
         await complete(live, await begin_registration(live, session, name=f"{number:03}" + "\u00e4" * 61))
     credentials = grpc.ssl_channel_credentials((live.data / "ca.pem").read_bytes())
-    request = enrolment_pb2.BeginRegistrationRequest(
-        channel_public_key=spki_of(new_proof_key().public_key()), display_name="one too many"
-    )
+    begun = await begin_registration(live, session, name="one too many")
     async with grpc.aio.secure_channel(f"127.0.0.1:{live.public_port}", credentials) as channel:
         stub = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
         with refused(Reason.DEVICE_LIMIT, status=grpc.StatusCode.FAILED_PRECONDITION) as refusal:
-            await answer(stub.BeginRegistration(request, metadata=session, timeout=LIMIT))
+            await answer(stub.CompleteRegistration(begun.answer, metadata=begun.metadata, timeout=LIMIT))
     assert refusal.error.metadata["limit"] == "100"
     assert refusal.error.metadata["devices"].count("dev_") == 10
 

@@ -18,6 +18,7 @@ from keyvouch.errors import KeyvouchError
 from keyvouch_agent import bootstrap
 from keyvouch_agent.home import Home
 from keyvouch_agent.ledger import Ledger
+from keyvouch_bench.device import enrol_with_pass
 from keyvouch_client import Connection, Session
 from keyvouch_client.sign_in import Begun
 from support.agent_process import PIN, AgentProcess
@@ -122,6 +123,27 @@ async def test_enrolment_survives_a_kill_of_the_agent(
     assert not ledger.staged()
     assert devices_of(stage, account) == [enrolment.device_id]
     assert await bootstrap.check_server(Home.open(agent.home), enrolment) == enrolment.display_name
+    stage.check()
+
+
+@pytest.mark.parametrize("point", ENROL_POINTS)
+async def test_ps19_a_lost_device_goes_once_and_with_the_new_one_whenever_the_agent_is_killed(
+    stage: Stage, agent: AgentProcess, account: Account, point: str
+) -> None:
+    server = stage.server
+    async with stage.connect() as connection:
+        old = await enrol_with_pass(connection, server.tenant, account.username, account.access_pass)
+    lost = ("--lost", old.device_id)
+    assert agent.enroll_until(point, account, *lost) == -signal.SIGKILL
+    at_the_kill = devices_of(stage, account)
+    assert len(at_the_kill) == 1  # the old one or the new one: never both, never none
+    repeated = () if at_the_kill != [old.device_id] or Ledger(Home.open(agent.home)).staged() else lost
+    status, told = agent.enroll(account, *repeated)  # what was staged takes it away although it is not said again
+    assert status == 0 or told["error"]["reason"] == "already_enrolled"
+    (enrolment,) = Ledger(Home.open(agent.home)).enrolments()
+    assert devices_of(stage, account) == [enrolment.device_id] != [old.device_id]
+    query = "SELECT count(*) FROM audit_record WHERE action = 'device.remove' AND subject = ?"
+    assert stage.rows(query, old.device_id) == [(1,)]
     stage.check()
 
 

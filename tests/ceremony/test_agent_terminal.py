@@ -113,6 +113,39 @@ async def test_approve_with_everything_shown_and_the_pin_unseen_ps5(scene: Scene
     assert PIN not in person.screen
 
 
+async def choice_of(scene: Scene) -> PromptRow:
+    """A prompt that shows three numbers."""
+    await until(lambda: scene.bench.server.connected(scene.enrolment.device_id))
+    row = scene.bench.rows.offer(scene.enrolment.device_id, number="07")
+    row.choices = ("12", "07", "33")
+    return scene.bench.server.ask(row)
+
+
+async def test_in_the_legacy_choice_one_of_three_numbers_is_picked_and_no_other(scene: Scene) -> None:
+    row, person = await choice_of(scene), scene.person
+    await person.sees("Your choice")
+    person.types("a")
+    await person.sees("Which of 12, 07, 33 is shown where you sign in?")
+    person.types("08")
+    await person.sees("Type one of these numbers")
+    person.types("07")
+    await person.sees("PIN (8 PIN tries left)")
+    await until(lambda: not person.echo())
+    person.types(PIN)
+    await person.sees("Done: approved.")
+    assert row.state == common_pb2.SIGN_IN_STATE_APPROVED
+
+
+async def test_in_the_legacy_choice_a_number_that_is_not_there_is_denied(scene: Scene) -> None:
+    row, person = await choice_of(scene), scene.person
+    await person.sees("Your choice")
+    person.types("a")
+    await person.sees("Which of 12, 07, 33 is shown where you sign in?")
+    person.types("d")
+    await person.sees("Done: denied.")
+    assert row.state == common_pb2.SIGN_IN_STATE_DENIED
+
+
 async def test_deny_and_report(scene: Scene) -> None:
     first = await scene.prompt()
     await scene.person.sees("Your choice")

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from keyvouch.errors import KeyvouchError, Reason
 from keyvouch.ids import CredentialId
 from keyvouch.statement import Purpose, RegistrationStatement, challenge
+from keyvouch.v1 import administration_pb2 as pb
 from keyvouch.v1 import common_pb2, prompts_pb2
 from keyvouch_bench.device import BenchDevice, PromptStream, SoftKey
 from keyvouch_client.errors import answer
@@ -22,6 +23,7 @@ from keyvouch_server.domain.model import Credential, Device, DeviceTpm, KeyRepla
 from keyvouch_server.stores.sqlite_upkeep import check
 from support.contest import at_once
 from support.live_server import LIMIT, LiveServer, live_server, refused
+from support.policy_desk import save
 from support.tpm_device import GATED, ForgedTpm, Maker, TpmRegistration, begin, register, tpm_credential
 from support.tpm_forge import ec_key
 
@@ -296,6 +298,14 @@ async def test_policy_of_registration_is_asked(ada: Bench):
     await ada.live.change_policy(approval={"enabled": False})
     with refused(Reason.METHOD_DISABLED, status=PRECONDITION):
         await ada.begin()
+    await ada.live.change_policy(approval={"enabled": True})
+    await save(ada.live, for_nobody, accept=True)
+    with refused(Reason.METHOD_NOT_TARGETED, status=PRECONDITION):
+        await ada.begin()
+
+
+def for_nobody(policy: pb.Policy) -> None:
+    policy.approval.targets.everybody = False
 
 
 async def test_a_device_that_failed_does_not_get_well_by_a_new_key(ada: Bench):

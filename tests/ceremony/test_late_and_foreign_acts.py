@@ -90,10 +90,10 @@ async def test_an_approval_after_the_expiry_is_worth_nothing_P20(live: LiveServe
 async def test_a_session_that_ended_since_it_was_admitted_does_nothing_any_more(live: LiveServer):
     admin = await live.signed_in(await live.person("helen", Role.GLOBAL_ADMINISTRATOR))
     caller = await live.app.sessions.caller(admin.session.session_id)
-    await live.app.administration.create_user(caller, "before", "", Role.USER)
+    await live.app.directory.create(caller, "before", "", Role.USER)
     await live.app.sessions.revoke(caller, "")
     with pytest.raises(UnauthenticatedError) as caught:
-        await live.app.administration.create_user(caller, "after", "", Role.USER)
+        await live.app.directory.create(caller, "after", "", Role.USER)
     assert caught.value.reason is Reason.SESSION_REVOKED
     made = await live.app.store.read(lambda tx: tx.find(User, {"tenant_id": caller.user.tenant_id}))
     assert {"before"} == {u.username for u in made} & {"before", "after"}

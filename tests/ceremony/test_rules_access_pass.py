@@ -1,4 +1,4 @@
-"""Rules of the Temporary Access Pass on a real server: T1, T3, T6 to T8, T11 to T13, T17."""
+"""Rules of the Temporary Access Pass on a real server: T1, T3, T6 to T8, T12, T13."""
 
 from __future__ import annotations
 
@@ -123,6 +123,8 @@ PASS_SESSION_MAY = {
     "/keyvouch.v1.EnrolmentService/BeginRegistration",
     "/keyvouch.v1.SecurityInfoService/GetSecurityInfo",
     "/keyvouch.v1.SecurityInfoService/RemoveDevice",
+    "/keyvouch.v1.SecurityInfoService/RenameDevice",
+    "/keyvouch.v1.SecurityInfoService/SetDefaultMethod",
     "/keyvouch.v1.SessionService/IntrospectSession",
     "/keyvouch.v1.SessionService/RevokeSession",
 }
@@ -287,6 +289,15 @@ async def test_t12_deleting_a_valid_pass_ends_the_users_sessions(live: LiveServe
     await live.issue_pass("ada")
 
 
+async def test_t12_an_approval_of_before_opens_no_session_once_a_valid_pass_is_deleted(live: LiveServer):
+    ada = await live.person("ada")
+    opened = await live.approved(ada)
+    assert await delete_pass(live, "ada") == 1  # the pass is valid, and its own session ends
+    with refused(Reason.SIGN_IN_CANCELLED):
+        await opened.redeem()
+    await live.signed_in(ada)
+
+
 async def test_t12_an_expired_pass_is_overwritten_and_sessions_stay(live: LiveServer):
     approved, _ = await sessions_of(live)
     live.clock.advance(3600)
@@ -336,9 +347,10 @@ async def test_security_info_warns_of_none_and_of_one_device(live: LiveServer):
         request = security_info_pb2.GetSecurityInfoRequest()
         return await answer(live.connection.security_info.GetSecurityInfo(request, metadata=session, timeout=LIMIT))
 
-    assert len((await info()).warnings) == 1
-    await live.enrol("ada", code)
-    assert len((await info()).warnings) == 1
-    await live.enrol("ada", code)
+    ends = "This session ends with your access pass in 60 min: register before that."
+    first, _ = (await info()).warnings, await live.enrol("ada", code)
+    second, _ = (await info()).warnings, await live.enrol("ada", code)
+    assert [len(warnings) for warnings in (first, second)] == [2, 2]
+    assert (first[1], second[1]) == (ends, ends)
     told = await info()
-    assert (len(told.warnings), len(told.devices), told.tenant_name) == (0, 2, TENANT)
+    assert (list(told.warnings), len(told.devices), told.tenant_name) == ([ends], 2, TENANT)

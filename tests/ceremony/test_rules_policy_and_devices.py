@@ -104,6 +104,22 @@ async def test_ki1_policy_changed_between_approval_and_redeem_is_refused(live: L
     assert [r.outcome for r in await live.audit("sign_in.redeem")][-1] == reason.value
 
 
+@pytest.mark.parametrize(("changes", "asked"), [({"enabled": False}, False), ({"number_misses": 5}, True)])
+async def test_ki1_a_device_that_reconnects_is_not_asked_what_policy_does_not_allow_any_more_PS21(
+    live: LiveServer, changes, asked: bool
+):
+    ada = await live.person("ada")
+    await live.admin()
+    await live.begin("ada")
+    await ada.stream.prompt()
+    await live.change_policy(approval=changes)
+    again = await live.connect("ada", ada.device)
+    if asked:
+        assert (await again.stream.prompt()).offer
+    else:
+        await nothing_arrives(again.stream)
+
+
 async def test_ps15_policy_off_refuses_sign_in_and_registration_and_on_again_allows_them(live: LiveServer):
     ada = await live.person("ada")
     await live.create_user("bob")
@@ -407,6 +423,7 @@ async def test_ki4_one_user_never_supersedes_another(live: LiveServer):
 
 async def test_ki4_two_requests_at_once_leave_one_open(live: LiveServer):
     ada = await live.person("ada")
+    await live.change_policy(approval={"begins_per_minute": 8})
     begun = await asyncio.gather(*(live.begin("ada") for _ in range(8)))
     states = [await b.state() for b in begun]
     assert sorted(states) == [common_pb2.SIGN_IN_STATE_PENDING] + 7 * [common_pb2.SIGN_IN_STATE_SUPERSEDED]

@@ -10,8 +10,10 @@ import pytest
 
 from keyvouch.errors import Reason
 from keyvouch.v1 import administration_pb2 as admin_pb
-from keyvouch.v1 import sign_in_pb2
+from keyvouch.v1 import common_pb2, sign_in_pb2
 from keyvouch_server.domain.model import AccessPass
+from keyvouch_server.domain.oversight_model import RiskEvent, RiskKind
+from keyvouch_server.use_cases.access_pass_sign_in import OF_USER
 from support.live_server import LIMIT, TENANT, LiveServer
 
 
@@ -34,6 +36,19 @@ async def not_in_policy(live: LiveServer) -> str:
     code = await live.issue_pass("ada")
     await live.change_policy(access_pass={"enabled": False})
     return code
+
+
+async def not_a_target(live: LiveServer) -> str:
+    code = await live.issue_pass("ada")
+    await live.change_policy(access_pass={"targets": admin_pb.Targets()})
+    return code
+
+
+async def of_a_guest(live: LiveServer) -> str:
+    await live.administer("DeleteUser", admin_pb.DeleteUserRequest(username="ada"))
+    guest = admin_pb.CreateUserRequest(username="ada", kind=common_pb2.USER_KIND_GUEST)
+    await live.administer("CreateUser", guest)
+    return await live.issue_pass("ada")
 
 
 async def not_yet_valid(live: LiveServer) -> str:
@@ -72,6 +87,8 @@ async def too_many_tries(live: LiveServer) -> str:
     ("prepare", "reason"),
     [
         (not_in_policy, Reason.ACCESS_PASS_NOT_IN_POLICY),
+        (not_a_target, Reason.ACCESS_PASS_NOT_IN_POLICY),
+        (of_a_guest, Reason.ACCESS_PASS_GUEST),
         (not_yet_valid, Reason.ACCESS_PASS_NOT_YET_VALID),
         (expired, Reason.ACCESS_PASS_EXPIRED),
         (already_used, Reason.ACCESS_PASS_USED),
@@ -133,3 +150,27 @@ async def test_t17_tries_made_at_once_are_all_counted(live: LiveServer):
     assert outcomes.count(Reason.ACCESS_PASS_WRONG.value) == 5
     assert outcomes.count(Reason.ACCESS_PASS_ATTEMPTS.value) == 15
     await raw_refusal(live, "ada", code)
+
+
+async def test_t17_too_many_tries_look_alike_for_known_and_unknown_names_P12(live: LiveServer):
+    await live.create_user("ada")
+    await live.issue_pass("ada")
+    told = {}
+    for name in ("ada", "xyz"):
+        tries = [raw_refusal(live, name, "AAAA2222") for _ in range(OF_USER.burst)]
+        assert {said[0] for said in await asyncio.gather(*tries)} == {grpc.StatusCode.UNAUTHENTICATED}
+        told[name] = await raw_refusal(live, name, "AAAA2222")
+    assert told["ada"] == told["xyz"]
+    assert told["ada"][0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+    outcomes = [r.outcome for r in await live.audit("access_pass.sign_in")]
+    assert outcomes.count(Reason.THROTTLED.value) == 2
+
+
+async def test_t17_administrators_are_told_of_a_pass_that_strangers_killed_P9(live: LiveServer):
+    user_id = await live.create_user("ada")
+    await live.issue_pass("ada")
+    for _ in range(6):
+        await raw_refusal(live, "ada", "AAAA2222")
+    noted = await live.app.store.read(lambda tx: tx.find(RiskEvent, {"user_id": user_id}))
+    assert [(event.kind, event.address) for event in noted] == [(RiskKind.PASS_GUESSED, "127.0.0.1")]
+    assert "AAAA" not in str(noted)

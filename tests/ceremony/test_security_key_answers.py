@@ -18,7 +18,7 @@ from keyvouch.webauthn import Flags
 from keyvouch_bench.device import SoftKey
 from keyvouch_server import bootstrap
 from keyvouch_server.domain.model import Prompt
-from keyvouch_server.use_cases.opening import SignInRequest
+from keyvouch_server.use_cases.offering import SignInRequest
 from support.contest import at_once
 from support.key_desk import (
     OpenWithKey,

@@ -18,7 +18,8 @@ from keyvouch.statement import Purpose, challenge, health_statement
 from keyvouch.v1 import administration_pb2 as admin_pb
 from keyvouch.v1 import common_pb2, prompts_pb2
 from keyvouch_bench.device import BenchDevice, PromptStream
-from keyvouch_server.domain.model import AuditRecord, Credential, DeviceTpm
+from keyvouch_server.domain.model import Credential, DeviceTpm
+from keyvouch_server.domain.oversight_model import AuditRecord
 from support.event_logs import DEBUGGER, EFI_ACTION, ERROR, SEPARATOR, Made, agile, done, quote_of, secure_boot
 from support.live_server import ADMINISTRATOR, LiveServer, Person, live_server, refused
 from support.tpm_device import FIRMWARE, ForgedTpm, Maker, begin, register

@@ -26,6 +26,10 @@ def test_the_whole_story_is_told_with_a_smartcard() -> None:
     assert "smartcard ('Ada Lovelace'" in done.stdout
     assert "Signed in as ada" in done.stdout
     assert "Refused by the smartcard itself" in done.stdout
+    assert "Phone of ada: lost, or replaced by this device? [l/r]: l" in done.stdout
+    assert "The session was ended." in done.stdout
+    assert "It says accept" in done.stdout
+    assert "nothing changed, missing or put in" in done.stdout
     assert "The demo took" in done.stdout
 
 

@@ -13,20 +13,31 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from keyvouch.errors import UnavailableError, UsageError
-from keyvouch_server.domain import model
-from keyvouch_server.domain.model import AuditRecord, Credential, Device, SignIn, SignInState, Tenant, User
+from keyvouch_server.domain import model, oversight_model
+from keyvouch_server.domain.model import Credential, Device, SignIn, SignInState, Tenant, User
+from keyvouch_server.domain.oversight_model import AuditRecord
 from keyvouch_server.ports import Above, AtMost, Duplicate, OneOf, Plus, Store
 from keyvouch_server.stores.memory import MemoryStore
 from keyvouch_server.stores.sqlite import SqliteStore
 from support.sample_records import (
+    ALIAS,
+    BLOCK,
+    CHECKPOINT,
     CREDENTIAL,
     DEVICE,
     DEVICE_TPM,
+    DONE_REQUEST,
     EVERY_RECORD,
+    GROUP,
+    GROUP_MEMBER,
     KEY_REPLACEMENT,
+    LOGIN_NAME,
     PROMPT,
+    RISK_EVENT,
     SIGN_IN,
     TENANT,
+    THROTTLE,
+    USED_PROOF,
     USER,
     audit,
     open_sign_in,
@@ -80,6 +91,12 @@ def key_of(record: Any) -> dict[str, Any]:
         "PolicyVersion": ("tenant_id", "version"),
         "AuditRecord": ("sequence",),
         "DeviceTpm": ("device_id",),
+        "LoginName": ("tenant_id", "name_key"),
+        "GroupMember": ("group_id", "user_id"),
+        "AuditCheckpoint": ("tenant_id", "chain_number"),
+        "Throttle": ("key",),
+        "Block": ("key",),
+        "DoneRequest": ("tenant_id", "actor", "request_id"),
     }
     return {name: getattr(record, name) for name in names.get(type(record).__name__, ("id",))}
 
@@ -90,7 +107,7 @@ def key_of(record: Any) -> dict[str, Any]:
 async def test_every_record_comes_back_equal_and_of_the_same_types(store: Store) -> None:
     await add(store, *EVERY_RECORD)
     assert {type(record) for record in EVERY_RECORD} == {
-        value for value in vars(model).values() if dataclasses.is_dataclass(value)
+        value for part in (model, oversight_model) for value in vars(part).values() if dataclasses.is_dataclass(value)
     }
     for record in EVERY_RECORD:
         found = await get(store, type(record), **key_of(record))
@@ -120,7 +137,12 @@ def any_values(record: Any) -> st.SearchStrategy[Any]:
     free: dict[str, st.SearchStrategy[Any]] = {}
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
-        if field.name.endswith(("id", "_key")) or field.name in {"sequence", "version", "token_hash"}:
+        if field.name.endswith(("id", "_key")) or field.name in {
+            "sequence",
+            "chain_number",
+            "version",
+            "token_hash",
+        }:
             continue
         if isinstance(value, bool):
             free[field.name] = st.booleans()
@@ -184,7 +206,7 @@ async def test_order_and_limit(store: Store) -> None:
 async def test_update_changes_returns_and_adds(store: Store) -> None:
     await add(store, TENANT, USER)
     after = await update(store, User, {"id": USER.id}, {"number_misses": Plus(2), "role": model.Role.USER})
-    assert after == [variant(USER, number_misses=2, role=model.Role.USER)]
+    assert after == [variant(USER, number_misses=USER.number_misses + 2, role=model.Role.USER)]
     assert await get(store, User, id=USER.id) == after[0]
     assert await update(store, User, {"id": "usr_none"}, {"number_misses": 5}) == []
 
@@ -203,6 +225,33 @@ async def test_deleting_a_device_takes_its_credentials_and_a_sign_in_its_prompts
     assert await count(store, Credential, {}) == 0
     assert await count(store, model.Prompt, {}) == 0
     assert await count(store, User, {}) == 1
+
+
+async def test_a_user_goes_with_names_and_memberships_and_a_group_with_its_members(store: Store) -> None:
+    other = variant(USER, id="usr_b", username_key="b", user_handle=b"b")
+    other_name = variant(LOGIN_NAME, name_key="b", user_id=other.id)
+    second = variant(GROUP, id="grp_b", name_key="b")
+    memberships = [variant(GROUP_MEMBER, group_id=g.id, user_id=u.id) for g in (GROUP, second) for u in (USER, other)]
+    await add(store, TENANT, USER, other, LOGIN_NAME, ALIAS, other_name, GROUP, second, *memberships)
+    await delete(store, User, {"id": USER.id})
+    assert await find(store, model.LoginName, {}) == [other_name]
+    assert await find(store, model.GroupMember, {}, order="group_id") == [memberships[1], memberships[3]]
+    await delete(store, model.UserGroup, {"id": GROUP.id})
+    assert await find(store, model.GroupMember, {}) == [memberships[3]]
+    assert await count(store, User, {}) == 1
+
+
+async def test_a_name_changes_its_key_but_not_into_one_that_is_taken(store: Store) -> None:
+    await add(store, TENANT, USER, LOGIN_NAME, ALIAS)
+
+    async def work(tx: Any) -> None:
+        with pytest.raises(Duplicate):
+            await tx.update(model.LoginName, {"alias": False}, {"name_key": ALIAS.name_key})
+        await tx.update(model.LoginName, {"alias": False}, {"name_key": "new"})
+
+    await store.write(work)
+    assert await get(store, model.LoginName, tenant_id=TENANT.id, name_key="new") == variant(LOGIN_NAME, name_key="new")
+    assert await count(store, model.LoginName, {}) == 2
 
 
 async def test_a_record_that_refers_to_nothing_is_a_mistake_of_the_program(store: Store) -> None:
@@ -234,6 +283,16 @@ async def test_a_record_that_refers_to_nothing_is_a_mistake_of_the_program(store
         (PROMPT, {"offer": b""}),
         (next(r for r in EVERY_RECORD if type(r) is model.Session), {"app_id": "b"}),
         (EVERY_RECORD[-1], {"action": "b"}),
+        (LOGIN_NAME, {"alias": True}),
+        (GROUP, {"id": "grp_b"}),
+        (GROUP, {"name_key": "b"}),
+        (GROUP_MEMBER, {}),
+        (RISK_EVENT, {"message": "b"}),
+        (CHECKPOINT, {"hash": b"b"}),
+        (THROTTLE, {"arrival": 0}),
+        (BLOCK, {"until": 0}),
+        (DONE_REQUEST, {"response": b""}),
+        (USED_PROOF, {"expires_at": 0}),
     ],
 )
 async def test_duplicates_are_told_and_leave_the_transaction_usable(store: Store, record: Any, changes: Any) -> None:

@@ -13,6 +13,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,14 @@ from fuzz.targets.cards import badges
 from fuzz.targets.leaves import CERTIFIED, chain_of
 from keyvouch import base64url
 from keyvouch.attestation.key_description import KEY_DESCRIPTION
+from keyvouch.audit_chain import ChainRecord, Checkpoint
+from keyvouch.audit_lines import LogHeader, LogLine, write_line
+from keyvouch.client_data import CollectedClientData
 from keyvouch.errors import KeyvouchError
-from keyvouch.statement import Decision, DecisionStatement, RegistrationStatement, SignInOffer
-from keyvouch.webauthn import AttestationObject
+from keyvouch.ids import ServerId, TenantId
+from keyvouch.receipt import Receipt, seal
+from keyvouch.statement import Decision, DecisionStatement, Purpose, RegistrationStatement, SignInOffer, challenge
+from keyvouch.webauthn import AttestationObject, AuthenticatorData
 from support.samples import GENERATED_BASES, samples
 from support.vectors import ROOT, load
 
@@ -197,6 +203,54 @@ def _statements() -> dict[str, bytes]:
     }
 
 
+def _receipts() -> Receipt:
+    """Of the key whose private key is one; what its key signed does not verify."""
+    server_id, ids = hashlib.sha256(signed.PROOF_KEY).digest(), {"device_id": "d", "tenant_id": "t", "user_id": "u"}
+    asked: Any = {**_fields_of(_statements()["offer"]), **ids, "server_id": server_id}
+    decision = DecisionStatement(SignInOffer(**asked).encode(), Decision.APPROVE, "42").encode()
+    client_data = CollectedClientData.build("webauthn.get", challenge(Purpose.SIGN_IN, decision), "keyvouch-agent://rp")
+    members: Any = {
+        **ids,
+        **{name: asked[name] for name in ("server_id", "credential_id", "sign_in_id", "policy_version")},
+        "identity_key": signed.PROOF_KEY,
+        "username": "ada",
+        "session_id": "ses",
+        "decision": decision,
+        "client_data": bytes(client_data),
+        "signature": bytes(70),
+        "user_handle": b"",
+        "number": "42",
+        "rp_id": "rp",
+        "authenticator_data": bytes(AuthenticatorData.build(hashlib.sha256(b"rp").digest(), 5, 1)),
+        "public_key": bytes(next(iter(_attestation_objects())).attested.public_key),
+        "assurance": "software",
+        "acr": "number-matched",
+        "amr": "pop pin mfa",
+        "decided_at": 1,
+        "consumed_at": 1,
+        "audit_number": 1,
+        "audit_hash": bytes(32),
+    }
+    return Receipt(**members)
+
+
+def _fields_of(encoded: bytes) -> dict[str, object]:
+    """The fields of an offer by their names."""
+    offer = SignInOffer.parse(encoded)
+    return {f.name: getattr(offer, f.name) for f in fields(offer) if f.name != "encoded"}
+
+
+def _audit_lines() -> Iterator[bytes]:
+    record = ChainRecord("t", 1, 1, "user.create", "server", "u", "u", "ok", "{}", b"", b"")
+    server_id = ServerId(hashlib.sha256(signed.PROOF_KEY).digest())
+    lines: list[LogLine] = [
+        LogHeader(1, server_id, signed.PROOF_KEY, "t", "tenant", 1),
+        Checkpoint(server_id, TenantId("t"), 1, record.hash_as(1), 1, bytes(70)),
+        replace(record, hash=record.hash_as(1)),
+    ]
+    yield from (write_line(line).encode() for line in lines)
+
+
 def _statement(*names: str) -> Callable[[], Seeds]:
     return lambda: [_statements()[name] for name in names]
 
@@ -240,6 +294,9 @@ SEEDS: Mapping[str, Callable[[], Seeds]] = {
     "access-token": _token,
     "proof-key": lambda: [signed.PROOF_KEY],
     "proof": _signatures,
+    "receipt": lambda: [seal(_receipts().encode(), bytes(70))],
+    "receipt-statement": lambda: [_receipts().encode()],
+    "audit-line": _audit_lines,
     **{
         f"registration-{name}": lambda name=name, good=sample.attestation_object: [
             good,

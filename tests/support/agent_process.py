@@ -39,10 +39,10 @@ class AgentProcess:
         """What all processes of this home wrote to their standard error."""
         return self.home.parent / "agent.log"
 
-    def enroll_until(self, point: str, account: Account) -> int:
+    def enroll_until(self, point: str, account: Account, *options: str) -> int:
         """Enrol with a process that dies at `point`; returns its exit status."""
         self.trigger.set(point)
-        process = self._start(killable_agent.__name__, "enroll", *self._wish(account))
+        process = self._start(killable_agent.__name__, "enroll", *self._wish(account), *options)
         secrets = json.dumps({"pin": PIN, "access_pass": account.access_pass})
         try:
             process.communicate(secrets.encode(), SECONDS)
@@ -88,10 +88,10 @@ class AgentProcess:
         lines = (done.stdout or done.stderr).splitlines()
         return done.returncode, json.loads(lines[-1]) if lines else {}
 
-    def enroll(self, account: Account) -> tuple[int, dict[str, Any]]:
+    def enroll(self, account: Account, *options: str) -> tuple[int, dict[str, Any]]:
         """`keyvouch-agent enroll`."""
         wish = [part for part in self._wish(account) if part not in {"--home", str(self.home)}]
-        return self.command("enroll", *wish, pin_fd=PIN, access_pass_fd=account.access_pass)
+        return self.command("enroll", *wish, *options, pin_fd=PIN, access_pass_fd=account.access_pass)
 
     # The long-lived agent
 

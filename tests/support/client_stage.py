@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 from keyvouch.errors import Reason
 from keyvouch.v1 import common_pb2
@@ -32,7 +33,7 @@ class Stage:
     server: FakeServer
     connection: Connection
 
-    def sign_in(self, username: str = "ada", **more: str) -> SignIn:
+    def sign_in(self, username: str = "ada", **more: Any) -> SignIn:
         return SignIn(self.connection, tenant="example", username=username, app_id="shop", app_name="Shop", **more)
 
     def stream(self) -> SignInStream:

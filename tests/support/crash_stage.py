@@ -27,6 +27,7 @@ from keyvouch_bench.device import PromptStream, enrol_with_pass
 from keyvouch_bench.server_process import ServerProcess
 from keyvouch_client import Connection, SignIn
 from keyvouch_client.backoff import Backoff
+from keyvouch_client.call_proofs import ProofKey
 from keyvouch_client.errors import answer
 from keyvouch_server.bootstrap import DATABASE
 from keyvouch_server.stores.sqlite_upkeep import check
@@ -53,6 +54,7 @@ class Stage:
     server: ServerProcess
     administrator: tuple[tuple[str, str], ...] = ()
     restarts: int = 0
+    _key: ProofKey | None = None
     _names: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     @classmethod
@@ -87,7 +89,13 @@ class Stage:
 
     def connect(self) -> Connection:
         """A client's connection."""
-        return Connection(self.server.endpoint, ca_file=self.server.ca, backoff=QUICK)
+        return self.proving(Connection(self.server.endpoint, ca_file=self.server.ca, backoff=QUICK))
+
+    def proving(self, connection: Connection) -> Connection:
+        """Another connection, made to prove the calls of the administrator's session as well."""
+        if self._key is not None:
+            connection.prover.hold(self._key)
+        return connection
 
     async def _prepare(self, policy: dict[str, int]) -> None:
         server = self.server
@@ -102,6 +110,8 @@ class Stage:
                 await stream.send(device.approve(await stream.prompt(), sign_in.number))
                 session = await sign_in.session()
             self.administrator = await session.metadata()
+            assert session.proof_key is not None
+            self._key = ProofKey(session.session_id, session.server_id, session.proof_key)
             stub = connection.administration
             told = await answer(stub.GetPolicy(pb.GetPolicyRequest(), metadata=self.administrator))
             told.policy.approval.begins_per_minute = 6000

@@ -107,7 +107,11 @@ class FakeDeviceServer:
 def prompt_message(row: PromptRow) -> prompts_pb2.Prompt:
     """The message of a prompt."""
     return prompts_pb2.Prompt(
-        prompt_id=row.prompt_id, offer=row.offer, expires_at=row.expires_at, number_digits=len(row.number)
+        prompt_id=row.prompt_id,
+        offer=row.offer,
+        expires_at=row.expires_at,
+        number_digits=len(row.number),
+        number_choices=row.choices,
     )
 
 

@@ -150,7 +150,9 @@ class RegistrationRow:
 
 @dataclass(slots=True)
 class PromptRow:
-    """A prompt with the number its client shows, its state, and every copy of an answer that arrived."""
+    """A prompt with the number its client shows, its state, and every copy of an answer that arrived. `choices` are
+    the three numbers of the legacy choice.
+    """
 
     prompt_id: str
     device_id: str
@@ -160,6 +162,7 @@ class PromptRow:
     state: int = common_pb2.SIGN_IN_STATE_PENDING
     answers: list[bytes] = field(default_factory=list)
     refusals: list[Reason] = field(default_factory=list)
+    choices: tuple[str, ...] = ()
 
 
 class FakeDevices:

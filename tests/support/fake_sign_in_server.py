@@ -291,6 +291,28 @@ class SecurityInfo(security_info_pb2_grpc.SecurityInfoServiceServicer):
         self._world.authenticate(credential(context, "Bearer"))
         return security_info_pb2.RemoveDeviceResponse(revoked_sessions=1)
 
+    async def RenameDevice(self, request: Any, context: Any) -> Any:
+        self._world.authenticate(credential(context, "Bearer"))
+        device = common_pb2.Device(device_id=request.device_id, display_name=request.display_name)
+        return security_info_pb2.RenameDeviceResponse(device=device)
+
+    async def SetDefaultMethod(self, request: Any, context: Any) -> Any:
+        self._world.authenticate(credential(context, "Bearer"))
+        return security_info_pb2.SetDefaultMethodResponse()
+
+    async def RevokeOtherSessions(self, request: Any, context: Any) -> Any:
+        self._world.authenticate(credential(context, "Bearer"))
+        return security_info_pb2.RevokeOtherSessionsResponse(revoked_sessions=2)
+
+    async def GetOwnReceipt(self, request: Any, context: Any) -> Any:
+        self._world.authenticate(credential(context, "Bearer"))
+        return security_info_pb2.GetOwnReceiptResponse(receipt=b"receipt")
+
+    async def ExplainOwnSignIn(self, request: Any, context: Any) -> Any:
+        self._world.authenticate(credential(context, "Bearer"))
+        allowed = common_pb2.RuleVerdict(rule="approval.enabled", outcome=common_pb2.RULE_OUTCOME_ALLOWED)
+        return security_info_pb2.ExplainOwnSignInResponse(rules=[allowed], policy_version=1)
+
 
 class FakeServer:
     """The services of a world on a loopback port that stays the same from start to start."""

@@ -192,10 +192,10 @@ class OpenWithKey(OpenSignIn):
         return (await answer(call)).state
 
 
-async def begin_with_key(live: LiveServer, username: str, tenant: str = TENANT, **context: str) -> OpenWithKey:
+async def begin_with_key(live: LiveServer, username: str, tenant: str = TENANT, **context: Any) -> OpenWithKey:
     """Begin a sign-in with a security key as a client would."""
     key = ec.generate_private_key(ec.SECP256R1())
-    wanted = {"app_id": "shop", "app_name": "Shop", "audience": "keyvouch", **context}
+    wanted: dict[str, Any] = {"app_id": "shop", "app_name": "Shop", "audience": "keyvouch", **context}
     request = sign_in_pb2.BeginSignInRequest(
         context=sign_in_pb2.SignInContext(tenant=tenant, username=username, **wanted),
         proof_public_key=spki_of(key.public_key()),

@@ -4,10 +4,10 @@
     python -m support.killable_agent rekey --home DIR
     python -m support.killable_agent run --home DIR
 
-`enroll` and `rekey` read PIN and access pass as JSON from their standard input and are armed from the start; `run` says
-`ready` and is armed by SIGUSR1. Points (`kill_points`): `before-write FOLDER`, `after-write FOLDER`,
-`before-delete FOLDER`, `after-delete FOLDER` of the ledger; `before-call METHOD`, `after-reply METHOD`;
-`before-send EVENT`, `after-send EVENT`, `after-receive EVENT` of the prompt stream; `ask PIN`.
+`enroll` takes `--lost ID` too. It and `rekey` read PIN and access pass as JSON from their standard input and are armed
+from the start; `run` says `ready` and is armed by SIGUSR1. Points (`kill_points`): `before-write FOLDER`,
+`after-write FOLDER`, `before-delete FOLDER`, `after-delete FOLDER` of the ledger; `before-call METHOD`,
+`after-reply METHOD`; `before-send EVENT`, `after-send EVENT`, `after-receive EVENT` of the prompt stream; `ask PIN`.
 
 Not here: any failpoint of the product; it has none. Everything else is what `keyvouch_agent.bootstrap` puts together.
 """
@@ -146,6 +146,7 @@ async def enroll(arguments: argparse.Namespace, points: Points) -> None:
         tenant=arguments.tenant,
         username=arguments.user,
         display_name="laptop",
+        lost=tuple(arguments.lost),
     )
 
     async def access_pass() -> Secret:
@@ -192,6 +193,7 @@ def main() -> int:
         parser.add_argument(name)
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--ca", type=Path)
+    parser.add_argument("--lost", action="append", default=[])
     arguments = parser.parse_args()
     points = Points()
     observe_channels(points)

@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from google.protobuf.message import Message
 
 from keyvouch.errors import KeyvouchError, NotFoundError, Reason
 from keyvouch.ids import SignInId
@@ -32,12 +33,14 @@ from keyvouch.v1 import common_pb2, enrolment_pb2_grpc, prompts_pb2_grpc, sessio
 from keyvouch_bench.device import BenchDevice, PromptStream
 from keyvouch_bench.server_process import free_ports
 from keyvouch_client import Connection
+from keyvouch_client.call_proofs import ProofKey, ProvingChannel
 from keyvouch_client.errors import answer
 from keyvouch_server import bootstrap
 from keyvouch_server.bootstrap import App
 from keyvouch_server.card_authorities import CardSettings
 from keyvouch_server.config import ServerConfig
-from keyvouch_server.domain.model import AuditRecord, Role
+from keyvouch_server.domain.model import Role
+from keyvouch_server.domain.oversight_model import AuditRecord
 from keyvouch_server.ek_trust import TpmSettings
 from keyvouch_server.ports import Store
 from keyvouch_server.stores.memory import MemoryStore
@@ -136,6 +139,7 @@ class OpenSignIn:
         request = sign_in_pb2.RedeemSignInRequest(sign_in_id=self.begun.sign_in_id, proof=proof or self.proof())
         call = self.live.connection.sign_ins.RedeemSignIn(request, metadata=self.metadata, timeout=LIMIT)
         done = await answer(call)
+        self.live.hold(done.tokens.session_id, self.proof_key)
         return SignedIn(self.live, done.tokens, done.session, self.proof_key)
 
     def watch(self) -> Any:
@@ -207,6 +211,10 @@ class LiveServer:
     _administrator: SignedIn | None = None
     people: dict[str, Person] = field(default_factory=dict)
 
+    def hold(self, session_id: str, key: ec.EllipticCurvePrivateKey) -> None:
+        """Prove the calls that carry a token of this session over `connection`, as the SDK does for its own."""
+        self.connection.prover.hold(ProofKey(session_id, self.app.world.facts.server_id, key))
+
     # -- administration ---------------------------------------------------------------------------
 
     async def admin(self) -> Metadata:
@@ -255,8 +263,8 @@ class LiveServer:
         policy: Any = (await self.administer("GetPolicy", admin_pb.GetPolicyRequest(), metadata)).policy
         for part, changes in parts.items():
             for name, value in changes.items():
-                if name == "required_assurance":
-                    getattr(policy, part).required_assurance.CopyFrom(value)
+                if isinstance(value, Message):
+                    getattr(getattr(policy, part), name).CopyFrom(value)
                 else:
                     setattr(getattr(policy, part), name, value)
         request = admin_pb.UpdatePolicyRequest(policy=policy, accept_lock_out=True)
@@ -304,10 +312,10 @@ class LiveServer:
 
     # -- sign-in ----------------------------------------------------------------------------------
 
-    async def begin(self, username: str, tenant: str = TENANT, **context: str) -> OpenSignIn:
+    async def begin(self, username: str, tenant: str = TENANT, **context: Any) -> OpenSignIn:
         """Begin a sign-in as a client would."""
         key = ec.generate_private_key(ec.SECP256R1())
-        wanted = {"app_id": "shop", "app_name": "Shop", "audience": "keyvouch", **context}
+        wanted: dict[str, Any] = {"app_id": "shop", "app_name": "Shop", "audience": "keyvouch", **context}
         request = sign_in_pb2.BeginSignInRequest(
             context=sign_in_pb2.SignInContext(tenant=tenant, username=username, **wanted),
             proof_public_key=spki_of(key.public_key()),
@@ -315,7 +323,7 @@ class LiveServer:
         begun = await answer(self.connection.sign_ins.BeginSignIn(request, timeout=LIMIT))
         return OpenSignIn(self, begun, key)
 
-    async def approved(self, person: Person, **context: str) -> OpenSignIn:
+    async def approved(self, person: Person, **context: Any) -> OpenSignIn:
         """Begin a sign-in and approve it on the person's device."""
         opened = await self.begin(person.username, person.tenant, **context)
         prompt = await person.stream.prompt()
@@ -323,7 +331,7 @@ class LiveServer:
         assert outcome.accepted, outcome
         return opened
 
-    async def signed_in(self, person: Person, **context: str) -> SignedIn:
+    async def signed_in(self, person: Person, **context: Any) -> SignedIn:
         """The whole ceremony."""
         return await (await self.approved(person, **context)).redeem()
 
@@ -342,7 +350,7 @@ class LiveServer:
 
     async def device_channel(self, device: BenchDevice) -> grpc.aio.Channel:
         """A channel of the device to its listener, open until the server ends."""
-        channel = device.open_channel()
+        channel = ProvingChannel(device.open_channel(), self.connection.prover)
         self.stack.push_async_callback(channel.close)
         return channel
 
@@ -358,14 +366,17 @@ async def live_server(
     folder: Path,
     *,
     memory: bool = False,
+    around: Callable[[Store], Store] = lambda store: store,
     trust: TrustSettings | None = None,
     tpm: TpmSettings | None = None,
     cards: tuple[CardSettings, ...] = (),
 ) -> AsyncIterator[LiveServer]:
-    """Start a server with the keys of `template` and a store of its own in `folder`, or in memory."""
+    """Start a server with the keys of `template` and a store of its own in `folder`, or in memory; `around` may put
+    another one in front of it.
+    """
     data, clock = folder / "server", Clock()
     shutil.copytree(template, data, ignore=shutil.ignore_patterns("keyvouch.db*"))
-    store: Store = MemoryStore() if memory else SqliteStore.open(data / bootstrap.DATABASE)
+    store = around(MemoryStore() if memory else SqliteStore.open(data / bootstrap.DATABASE))
     async with AsyncExitStack() as stack:
         stack.push_async_callback(store.close)
         believed: dict[str, Any] = {"trust": trust or TrustSettings(), "tpm": tpm or TpmSettings(), "cards": cards}
@@ -374,6 +385,7 @@ async def live_server(
         connection = await stack.enter_async_context(
             Connection(f"127.0.0.1:{listening.public_port}", ca_file=data / "ca.pem")
         )
+        connection.prover.now = clock.now
         yield LiveServer(
             app=app,
             clock=clock,

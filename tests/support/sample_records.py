@@ -9,18 +9,20 @@ from keyvouch.ids import (
     AccessPassId,
     CredentialId,
     DeviceId,
+    GroupId,
     PromptId,
     RegistrationId,
+    RiskEventId,
     SessionId,
     SignInId,
     TenantId,
     UserId,
 )
-from keyvouch_server.domain import model
+from keyvouch_server.domain import model, oversight_model
 
 R = TypeVar("R")
 
-TENANT = model.Tenant(TenantId("ten_a"), "Contoso", "contoso", home=True, created_at=100)
+TENANT = model.Tenant(TenantId("ten_a"), "Contoso", "contoso", home=True, created_at=100, key_lengths="32:10 64:3")
 USER = model.User(
     id=UserId("usr_a"),
     tenant_id=TENANT.id,
@@ -30,7 +32,17 @@ USER = model.User(
     role=model.Role.GLOBAL_READER,
     user_handle=b"\x00\xff" * 16,
     created_at=100,
+    number_misses=2,
+    locked_until=300,
+    kind=model.UserKind.GUEST,
+    default_method="approval",
+    last_method="security_key",
+    flagged_at=200,
 )
+LOGIN_NAME = model.LoginName(TENANT.id, USER.username_key, USER.username, USER.id, alias=False)
+ALIAS = model.LoginName(TENANT.id, "alex@example.org", "Alex@example.org", USER.id, alias=True)
+GROUP = model.UserGroup(GroupId("grp_a"), TENANT.id, "Staff", "staff", "Everybody who works here", 100)
+GROUP_MEMBER = model.GroupMember(GROUP.id, USER.id, TENANT.id)
 POLICY = model.PolicyVersion(TENANT.id, 1, '{"digits": 2}', 100, USER.id)
 ACCESS_PASS = model.AccessPass(
     id=AccessPassId("tap_a"),
@@ -41,6 +53,7 @@ ACCESS_PASS = model.AccessPass(
     start_at=100,
     lifetime_minutes=60,
     one_time=True,
+    binding=f"ek:{'0e' * 32}",
 )
 DEVICE = model.Device(
     id=DeviceId("dev_a"),
@@ -140,6 +153,8 @@ SESSION = model.Session(
     expires_at=9000,
     generation=1,
     refresh_hash=b"r" * 32,
+    sign_in_id="sin_a",
+    address="192.0.2.1",
 )
 SIGN_IN = model.SignIn(
     id=SignInId("sin_a"),
@@ -164,12 +179,38 @@ SIGN_IN = model.SignIn(
     decided_at=130,
     decision_hash=b"d" * 32,
     session_id=SESSION.id,
+    phishing_resistant=True,
+    known_client=True,
+    choices="17 42 99",
+    rules='[{"rule": "tenant_policy.approval.enabled", "outcome": "allowed"}]',
+    evidence=b"\xa1\x01\x41\x00",
 )
 PROMPT = model.Prompt(PromptId("prm_a"), SIGN_IN.id, DEVICE.id, CREDENTIAL.id, b"\xa0offer", 121, 180)
+RISK_EVENT = oversight_model.RiskEvent(
+    id=RiskEventId("rsk_a"),
+    tenant_id=TENANT.id,
+    user_id=USER.id,
+    kind=oversight_model.RiskKind.REPORTED,
+    at=200,
+    address="192.0.2.1",
+    subject=SIGN_IN.id,
+    message="Alex did not begin this.",
+    closed_at=210,
+    closed_by="usr_b",
+)
+CHECKPOINT = oversight_model.AuditCheckpoint(TENANT.id, 3, b"h" * 32, 140, b"\x30\x00")
+THROTTLE = oversight_model.Throttle(f"begin/{USER.id}", TENANT.id, 131_500)
+BLOCK = oversight_model.Block("address/0e", TENANT.id, USER.id, 3800)
+DONE_REQUEST = oversight_model.DoneRequest(TENANT.id, USER.id, "request-1", b"q" * 32, b"\x0a\x00", 140)
+USED_PROOF = oversight_model.UsedProof(b"u" * 32, 200)
 
 EVERY_RECORD: tuple[Any, ...] = (
     TENANT,
     USER,
+    LOGIN_NAME,
+    ALIAS,
+    GROUP,
+    GROUP_MEMBER,
     POLICY,
     ACCESS_PASS,
     REGISTRATION,
@@ -180,8 +221,27 @@ EVERY_RECORD: tuple[Any, ...] = (
     SIGN_IN,
     PROMPT,
     SESSION,
+    RISK_EVENT,
+    CHECKPOINT,
+    THROTTLE,
+    BLOCK,
+    DONE_REQUEST,
+    USED_PROOF,
     *(
-        model.AuditRecord(number, at, TENANT.id, action, "client", SIGN_IN.id, USER.id, "success", "{}")
+        oversight_model.AuditRecord(
+            sequence=number,
+            at=at,
+            tenant_id=TENANT.id,
+            action=action,
+            actor="client",
+            subject=SIGN_IN.id,
+            user_id=USER.id,
+            outcome="success",
+            details="{}",
+            chain_number=number,
+            previous_hash=bytes([number - 1]) * 32,
+            hash=bytes([number]) * 32,
+        )
         for number, (at, action) in enumerate(
             ((110, "device.register"), (130, "sign_in.approve"), (131, "session.open")), start=1
         )
@@ -202,6 +262,6 @@ def open_sign_in(name: str, **changes: object) -> model.SignIn:
     return variant(SIGN_IN, **(fresh | changes))
 
 
-def audit(action: str, **changes: object) -> model.AuditRecord:
+def audit(action: str, **changes: object) -> oversight_model.AuditRecord:
     """An audit record that asks the store for its number."""
-    return variant(model.AuditRecord(0, 1, TENANT.id, action, "x", "y", USER.id, "success", "{}"), **changes)
+    return variant(oversight_model.AuditRecord(0, 1, TENANT.id, action, "x", "y", USER.id, "success", "{}"), **changes)

@@ -69,10 +69,14 @@ class Enrolling:
         self._credential = SoftKey(self._begun.rp_id, self._begun.user_handle)
         self.request = completion(self._begun.statement, self._credential, self._channel_key)
 
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Metadata that carries the registration's token."""
+        return (("authorization", f"Registration {self._begun.registration_token}"),)
+
     async def complete_once(self) -> enrolment.CompleteRegistrationResponse:
         """Send the answer."""
-        metadata = (("authorization", f"Registration {self._begun.registration_token}"),)
-        return await answer(self._stub.CompleteRegistration(self.request, metadata=metadata, timeout=15))
+        return await answer(self._stub.CompleteRegistration(self.request, metadata=self.metadata, timeout=15))
 
     async def complete(self) -> BenchDevice:
         """Send the answer until there is a reply."""

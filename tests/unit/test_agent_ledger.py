@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,6 +167,7 @@ def test_an_id_of_the_peer_names_no_path(ledger: Ledger, name: str) -> None:
 
 CRASH = """
 import os, sys
+from dataclasses import replace
 from pathlib import Path
 from keyvouch_agent.home import Home
 home = Home(Path(sys.argv[1]))
@@ -235,3 +238,22 @@ def test_one_holder_per_lock(tmp_path: Path) -> None:
         assert caught.value.metadata == {"process": str(os.getpid())}
     with home.lock(DAEMON_LOCK):
         pass
+
+
+@pytest.mark.parametrize("departing", [b"", b"stolen dev_a", b"lost", b"lost ../dev_a", b"lost dev_a\n", b"\xff dev_a"])
+def test_a_staged_registration_with_a_departing_device_that_cannot_be_one_is_refused_H10(
+    ledger: Ledger, departing: bytes
+) -> None:
+    staged = replace(sample_staged(), departing=(b"lost dev_a", b"replaced dev_b", b"unused dev_c"))
+    ledger.stage(staged)
+    assert ledger.staged() == (staged,)  # control
+    with pytest.raises(MalformedError):
+        replace(staged, departing=(departing,))
+    (file,) = (ledger.home.path / "staged").iterdir()
+    document = json.loads(file.read_bytes())
+    document["departing"] = [base64.urlsafe_b64encode(departing).decode().rstrip("=")]
+    file.write_bytes(json.dumps(document).encode())
+    with pytest.raises(DeviceError) as caught:
+        ledger.staged()
+    assert caught.value.reason is Reason.LEDGER_CORRUPT
+    assert "enroll" in caught.value.fix

@@ -187,6 +187,36 @@ def test_an_impossible_prompt_is_refused(desk: Desk, changes: dict[str, object])
     assert caught.value.reason is Reason.FIELD_INVALID
 
 
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ("07",),
+        ("07", "12"),
+        ("07", "12", "12"),
+        ("07", "12", "123"),
+        ("07", "12", "ab"),
+        ("07", "12", "\u0660\u0667"),
+        ("07", "12", "33", "44"),
+        ("07", "12", ""),
+    ],
+)
+def test_the_legacy_choice_is_of_three_different_numbers(desk: Desk, choices: tuple[str, ...]) -> None:
+    with pytest.raises(MalformedError) as caught:
+        desk.ceremony.review(replace(desk.prompt(), number_choices=choices))
+    assert caught.value.reason is Reason.FIELD_INVALID
+    desk.ceremony.review(replace(desk.prompt(), number_choices=("07", "12", "33")))
+
+
+def test_in_the_legacy_choice_one_of_the_three_is_signed_and_no_other(desk: Desk) -> None:
+    review = desk.ceremony.review(replace(desk.prompt(), number_choices=("07", "12", "33")))
+    user = ScriptedInteraction(pin=PIN)
+    with pytest.raises(MalformedError) as caught:
+        desk.ceremony.approve(review, "34", user)
+    assert (caught.value.reason, user.asked) == (Reason.FIELD_INVALID, [])
+    answer = desk.ceremony.approve(review, "12", given_pin())
+    assert DecisionStatement.parse(answer.statement).number == "12"
+
+
 def test_expiry_is_the_servers_and_is_looked_at_twice(desk: Desk) -> None:
     review = desk.ceremony.review(desk.prompt())
     desk.now = NOW + 60

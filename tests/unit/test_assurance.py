@@ -8,6 +8,7 @@ from itertools import product
 import pytest
 
 from keyvouch.assurance import (
+    NO_ANCHOR,
     Assurance,
     AssuranceRequirement,
     Protection,
@@ -225,3 +226,63 @@ def test_what_was_not_written_by_us_is_refused(name: str, value: object) -> None
 def test_requirements_that_were_not_written_by_us_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(MalformedError):
         AssuranceRequirement.from_dict({**AssuranceRequirement().to_dict(), **change})
+
+
+# two requirements as one
+
+REQUIREMENTS = [
+    AssuranceRequirement(protection, verification, provenance, frozenset(anchors))
+    for protection, verification, provenance, anchors in product(
+        RequiredProtection, Verification, Provenance, ((), ("Badges",), ("Maker Root",), ("Badges", "Maker Root"))
+    )
+]
+KEYS = [
+    SOFTWARE_KEY,
+    HARDWARE_KEY,
+    CERTIFIED_KEY,
+    PROMISED_KEY,
+    Assurance(Protection.SOFTWARE, Verification.NONE, Provenance.UNATTESTED),
+    Assurance(Protection.SOFTWARE, Verification.SOFTWARE_GATED, Provenance.UNATTESTED),
+    replace(HARDWARE_KEY, anchor="Badges"),
+    replace(HARDWARE_KEY, verification=Verification.NONE),
+]
+
+
+def test_together_two_requirements_ask_for_both_and_for_nothing_more() -> None:
+    for one, other in product(REQUIREMENTS, repeat=2):
+        both = one.together_with(other)
+        assert both == other.together_with(one)
+        for key in KEYS:
+            assert key.satisfies(both) is (key.satisfies(one) and key.satisfies(other)), (one, other, key)
+
+
+def test_together_with_itself_and_with_the_least_a_requirement_stays_what_it_is() -> None:
+    for one in REQUIREMENTS:
+        assert one.together_with(one) == one
+        assert one.together_with(AssuranceRequirement()) == one
+        assert AssuranceRequirement().together_with(one) == one
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("any/none/unattested", "hardware/none/unattested", "hardware/none/unattested"),
+        ("hardware/software_gated/self", "any/hardware_gated/unattested", "hardware/hardware_gated/self"),
+        ("any/none/self/A,B", "any/none/attested", "any/none/attested/A,B"),
+        ("any/none/attested/A,B", "any/none/attested/B,C", "any/none/attested/B"),
+        ("any/none/attested/A", "any/none/attested/B", f"any/none/attested/{NO_ANCHOR}"),
+        (f"any/none/attested/{NO_ANCHOR}", "any/none/attested/A", f"any/none/attested/{NO_ANCHOR}"),
+    ],
+)
+def test_together_component_by_component(one: str, other: str, expected: str) -> None:
+    both = AssuranceRequirement.parse(one).together_with(AssuranceRequirement.parse(other))
+    assert both.text() == expected
+    assert AssuranceRequirement.parse(both.text()) == both
+
+
+def test_where_the_anchors_have_none_in_common_no_key_will_do() -> None:
+    one, other = (AssuranceRequirement(anchors=frozenset({name})) for name in ("Badges", "Maker Root"))
+    both = one.together_with(other)
+    assert not any(key.satisfies(both) for key in KEYS)
+    assert any(key.satisfies(one) for key in KEYS)
+    assert any(key.satisfies(other) for key in KEYS)

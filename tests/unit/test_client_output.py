@@ -13,7 +13,7 @@ from keyvouch.v1 import administration_pb2, common_pb2
 from keyvouch_client.commands.messages import document, spoken
 from keyvouch_client.commands.number import large
 from keyvouch_client.commands.output import Output, inert, table
-from keyvouch_client.commands.policy import _assign, _settings
+from keyvouch_client.commands.policy_settings import Assignment, assign, settings_of
 
 
 @pytest.mark.parametrize(
@@ -91,12 +91,12 @@ def test_errors_for_people_and_for_programs() -> None:
 def test_every_setting_of_a_policy_can_be_named_and_set_to_itself() -> None:
     policy = administration_pb2.Policy(version=1)
     policy.approval.required_assurance.anchors.extend(["one", "two"])
-    before = dict(_settings(policy))
+    before = settings_of(policy)
     assert before["approval.required_assurance.anchors"] == "one,two"
     for name, value in before.items():
         if name != "version":
-            _assign(policy, name, value)
-    assert dict(_settings(policy)) == before
+            assign(policy, Assignment(name, "=", value))
+    assert settings_of(policy) == before
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_every_setting_of_a_policy_can_be_named_and_set_to_itself() -> None:
 )
 def test_settings_that_cannot_be_are_usage_errors(name: str, value: str) -> None:
     with pytest.raises(UsageError):
-        _assign(administration_pb2.Policy(), name, value)
+        assign(administration_pb2.Policy(), Assignment(name, "=", value))
 
 
 def test_the_package_offers_what_it_names_and_nothing_else() -> None:

@@ -24,11 +24,10 @@ from keyvouch_server.domain.policy import (
     Policy,
     RegistrationPolicy,
     SecurityKeyPolicy,
-    check_policy,
-    decide_way,
     required_by,
 )
-from keyvouch_server.rpc import convert
+from keyvouch_server.domain.policy_check import check_policy
+from keyvouch_server.rpc.policy_messages import policy_from, policy_message
 from keyvouch_server.use_cases.key_standing import check_key
 from support.attestation_forge import NOT_CA, ROOT
 
@@ -84,10 +83,10 @@ def test_rules_survive_document_and_wire():
     policy = check_policy(with_rules(AuthenticatorRules((NAME,), (OTHER,))))
     policy = replace(policy, security_key=SecurityKeyPolicy(False, "hardware/hardware_gated/attested/a"))
     assert Policy.load(policy.document()) == policy
-    assert convert.policy_from(convert.policy(policy)) == policy
-    shouted = convert.policy(policy)
+    assert policy_from(policy_message(policy)) == policy
+    shouted = policy_message(policy)
     shouted.registration.authenticators.allowed[:] = [NAME.upper()]
-    assert convert.policy_from(shouted) == policy
+    assert policy_from(shouted) == policy
 
 
 def test_a_document_of_an_older_release_accepts_every_model_and_allows_the_method():
@@ -100,10 +99,10 @@ def test_a_document_of_an_older_release_accepts_every_model_and_allows_the_metho
 
 @pytest.mark.parametrize("part", ["security_key", "authenticators"])
 def test_a_part_that_is_missing_on_the_wire_switches_nothing_off(part: str):
-    message: admin.Policy = convert.policy(with_rules(BLOCKED))
+    message: admin.Policy = policy_message(with_rules(BLOCKED))
     (message if part == "security_key" else message.registration).ClearField(part)  # type: ignore[arg-type]
     with pytest.raises(MalformedError) as refusal:
-        convert.policy_from(message)
+        policy_from(message)
     assert refusal.value.reason is Reason.FIELD_INVALID
 
 
@@ -132,11 +131,7 @@ def test_what_is_asked_of_a_sign_in_depends_on_its_way():
     policy = replace(Policy(), security_key=strict)
     assert required_by(policy, SignInWay.SECURITY_KEY) == strict.required_assurance
     for way in (SignInWay.PROMPT, SignInWay.SAME_DEVICE):
-        decide_way(policy, way)
         assert required_by(policy, way) == policy.approval.required_assurance
-    with pytest.raises(RefusedError) as refusal:
-        decide_way(policy, SignInWay.SECURITY_KEY)
-    assert (refusal.value.reason, refusal.value.metadata) == (Reason.METHOD_DISABLED, {"method": "security_key"})
 
 
 # registered keys

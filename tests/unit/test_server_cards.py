@@ -18,7 +18,7 @@ from keyvouch_server import config
 from keyvouch_server.bootstrap import init
 from keyvouch_server.card_authorities import CardFiles, read_settings
 from keyvouch_server.domain.policy import Policy, RegistrationPolicy, decide_card_pin
-from keyvouch_server.rpc import convert
+from keyvouch_server.rpc.policy_messages import policy_from, policy_message
 from keyvouch_server.use_cases.opening import _untold
 from support.card_certificates import BADGES, GOOD, HARDWARE_POLICY, LOGON, ORGANISATION, badge, crl_der
 from support.certificate_forge import INSTANT, NOT_AFTER, Issued, intermediate, rsa_key
@@ -258,4 +258,4 @@ def test_a_policy_that_wants_the_pin_before_each_signature_a7():
         assert refusal.value.reason is Reason.ASSURANCE_TOO_LOW
         assert refusal.value.metadata["found"] == f"pin_policy={found}"
     assert Policy.load(strict.document()) == strict
-    assert convert.policy_from(convert.policy(strict)) == strict
+    assert policy_from(policy_message(strict)) == strict

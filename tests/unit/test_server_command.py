@@ -243,6 +243,10 @@ def test_recover_gives_a_one_time_pass_to_administrators_only(data: Path):
     for tenant, administrator in (("example", "nobody"), ("elsewhere", "admin")):
         error = error_of(run("recover", "--json", "--data", data, "--tenant", tenant, "--administrator", administrator))
         assert error["reason"] == "user_unknown"
+    who = ("--data", data, "--tenant", "example", "--administrator", "admin")
+    assert run("recover", "--json", *who, "--default-policy").returncode == 0
+    with closing(sqlite3.connect(data / "keyvouch.db")) as connection:
+        assert connection.execute("SELECT max(version) FROM policy_version").fetchall() == [(2,)]
 
 
 # the command line itself

@@ -15,6 +15,7 @@ from keyvouch.v1 import common_pb2 as pb
 from keyvouch_server.domain.model import ProviderKind, Role, SignInState
 from keyvouch_server.domain.policy import AccessPassPolicy, ApprovalPolicy, Policy, RegistrationPolicy, SessionPolicy
 from keyvouch_server.rpc import convert
+from keyvouch_server.rpc.policy_messages import policy_from, policy_message
 
 names = st.text(st.characters(categories=("L", "N", "P", "Zs")), min_size=1, max_size=12)
 requirements = st.builds(
@@ -37,8 +38,8 @@ policies = st.builds(
 
 @given(policies)
 def test_a_policy_goes_over_the_wire_and_comes_back(policy: Policy):
-    message = admin.Policy.FromString(convert.policy(policy).SerializeToString())
-    assert convert.policy_from(message) == policy
+    message = admin.Policy.FromString(policy_message(policy).SerializeToString())
+    assert policy_from(message) == policy
 
 
 @given(requirements)
@@ -49,10 +50,10 @@ def test_a_requirement_goes_over_the_wire_and_comes_back(text: str):
 
 @pytest.mark.parametrize("part", ["approval", "access_pass", "registration", "session"])
 def test_a_policy_with_a_part_missing_is_refused_and_switches_nothing_off(part: str):
-    message = convert.policy(Policy())
+    message = policy_message(Policy())
     message.ClearField(part)  # type: ignore[arg-type]
     with pytest.raises(MalformedError) as caught:
-        convert.policy_from(message)
+        policy_from(message)
     assert (caught.value.reason, caught.value.metadata["field"]) == (Reason.FIELD_INVALID, f"policy.{part}")
 
 
@@ -100,16 +101,8 @@ def test_where_a_caller_is(peer: str, address: str, place: str):
     assert convert.address_of(peer) == (address, place)
 
 
-def test_pages():
-    assert convert.page(pb.PageRequest()) == ("", 50)
-    assert convert.page(pb.PageRequest(size=200, token="x")) == ("x", 200)
-    for bad in (pb.PageRequest(size=201), pb.PageRequest(size=-1), pb.PageRequest(token="x" * 129)):
-        with pytest.raises(MalformedError):
-            convert.page(bad)
-
-
 def test_an_unsaved_change_of_one_number_is_seen():
     policy = Policy()
-    message = convert.policy(policy)
+    message = policy_message(policy)
     message.approval.number_digits = 6
-    assert convert.policy_from(message) == replace(policy, approval=replace(policy.approval, number_digits=6))
+    assert policy_from(message) == replace(policy, approval=replace(policy.approval, number_digits=6))

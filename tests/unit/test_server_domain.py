@@ -13,19 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyvouch.errors import ConflictError, MalformedError, Reason, RefusedError
-from keyvouch_server.domain.model import AccessPass, SignIn
+from keyvouch_server.domain.model import SignIn
 from keyvouch_server.domain.model import SignInState as S
 from keyvouch_server.domain.names import MAX_NAME, check_name, check_text, name_key
 from keyvouch_server.domain.policy import (
-    ACCESS_PASS_ATTEMPTS,
     Policy,
-    access_pass_end,
-    access_pass_refusal,
-    check_policy,
-    decide_approval_enabled,
     decide_assurance,
     decide_device_limit,
 )
+from keyvouch_server.domain.policy_check import check_policy
 from keyvouch_server.domain.sign_in import OPEN, TRANSITIONS, Event, draw_number, why_not
 from keyvouch_server.ports import OneOf
 from keyvouch_server.stores.memory import MemoryStore
@@ -214,10 +210,6 @@ def test_a_document_of_an_older_release_gets_the_defaults_of_newer_fields():
 
 
 def test_decisions_say_yes_by_saying_nothing_and_no_with_a_reason():
-    decide_approval_enabled(Policy())
-    with pytest.raises(RefusedError) as caught:
-        decide_approval_enabled(changed("approval", enabled=False))
-    assert caught.value.reason is Reason.METHOD_DISABLED
     decide_assurance("tpm/hardware_gated/attested/root", "hardware/hardware_gated/attested/root")
     with pytest.raises(RefusedError) as caught:
         decide_assurance("software/software_gated/self", "hardware/software_gated/self")
@@ -227,30 +219,6 @@ def test_decisions_say_yes_by_saying_nothing_and_no_with_a_reason():
         decide_device_limit(changed("registration", devices_per_user=2), ["laptop (dev_1)", "phone (dev_2)"])
     assert caught.value.reason is Reason.DEVICE_LIMIT
     assert caught.value.metadata == {"limit": "2", "devices": "laptop (dev_1), phone (dev_2)"}
-
-
-PASS = AccessPass("tap_x", "ten_x", "usr_x", bytes(32), 1000, 1000, 60, one_time=False)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("policy", "changes", "now", "reason"),
-    [
-        (Policy(), {}, 1000, None),
-        (Policy(), {}, 4599, None),
-        (Policy(), {"used_at": 1100}, 2000, None),
-        (Policy(), {"attempts": ACCESS_PASS_ATTEMPTS - 1}, 1000, None),
-        (Policy(), {}, 999, Reason.ACCESS_PASS_NOT_YET_VALID),
-        (Policy(), {}, 4600, Reason.ACCESS_PASS_EXPIRED),
-        (Policy(), {"one_time": True, "used_at": 1100}, 2000, Reason.ACCESS_PASS_USED),
-        (Policy(), {"attempts": ACCESS_PASS_ATTEMPTS}, 1000, Reason.ACCESS_PASS_ATTEMPTS),
-        (changed("access_pass", enabled=False), {}, 1000, Reason.ACCESS_PASS_NOT_IN_POLICY),
-        (changed("access_pass", one_time_required=True), {}, 1000, Reason.ACCESS_PASS_ONE_TIME_REQUIRED),
-        (changed("access_pass", one_time_required=True), {"one_time": True}, 1000, None),
-    ],
-)
-def test_why_a_pass_cannot_be_used_T17(policy: Policy, changes: dict[str, Any], now: int, reason: Reason | None):
-    assert access_pass_refusal(policy, replace(PASS, **changes), now=now) is reason
-    assert access_pass_end(PASS) == 4600
 
 
 # names

@@ -19,7 +19,8 @@ from cryptography.x509.verification import ClientVerifier, PolicyBuilder, Store,
 
 from keyvouch.errors import EvidenceError, KeyvouchError, Reason, UnauthenticatedError
 from keyvouch.ids import DeviceId, TenantId
-from keyvouch.proofs import spki_of
+from keyvouch.proofs import load_proof_key, spki_of, spki_sha256, verify_proof
+from keyvouch.statement import Purpose
 from keyvouch.tokens import verify_access_token
 from keyvouch_server.attestation_ca import AttestationAuthority, authority_certificate
 from keyvouch_server.config import FILE, ServerConfig, load_config
@@ -209,6 +210,18 @@ def test_each_purpose_and_each_pepper_has_its_own_key(authority: DeviceAuthority
     assert one.mac("access-pass", b"data") == same.mac("access-pass", b"data")
     assert one.mac("access-pass", b"data") != one.mac("access-pass", b"datb")
     assert {len(m) for m in macs.values()} == {32}
+
+
+def test_p5_the_identity_key_signs_what_the_server_says_itself_and_nothing_else(authority: DeviceAuthority):
+    keys = keyring(authority)
+    public = load_proof_key(keys.identity_key)
+    assert spki_sha256(public) == authority.server_id
+    own = {Purpose.AUDIT_CHECKPOINT, Purpose.RECEIPT}
+    for purpose in own:
+        verify_proof(public, purpose, b"statement", signature=keys.sign_identity(purpose, b"statement"))
+    for purpose in set(Purpose) - own:
+        with pytest.raises(ValueError, match="signs nothing for"):
+            keys.sign_identity(purpose, b"statement")
 
 
 def test_a_short_pepper_is_no_pepper(authority: DeviceAuthority):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from keyvouch.ids import DeviceId, PromptId, SignInId
-from keyvouch_server.domain.model import AuditRecord, Prompt, SignIn, SignInState
+from keyvouch_server.domain.model import Prompt, SignIn, SignInState
+from keyvouch_server.domain.oversight_model import AuditRecord
 from keyvouch_server.ports import Above, AtMost, Below, Store
 from keyvouch_server.relay import (
     MAILBOX,

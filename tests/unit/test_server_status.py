@@ -61,6 +61,7 @@ def test_what_the_protocol_promises_of_single_reasons():
         "registration_consumed": S.FAILED_PRECONDITION,
         "policy_changed": S.ABORTED,
         "deadline": S.DEADLINE_EXCEEDED,
+        "request_completed": S.FAILED_PRECONDITION,
     }
 
 

@@ -19,7 +19,8 @@ from keyvouch.ids import DeviceId, RegistrationId, TenantId, UserId
 from keyvouch_server.config import FILE, ServerConfig, load_config
 from keyvouch_server.domain.health import accepted, decide_health, heard, judge_report
 from keyvouch_server.domain.model import DeviceTpm, Health
-from keyvouch_server.domain.policy import HealthPolicy, Policy, check_policy, decide_accounts, decide_tenant
+from keyvouch_server.domain.policy import HealthPolicy, Policy, decide_accounts, decide_tenant
+from keyvouch_server.domain.policy_check import check_policy
 from keyvouch_server.ek_trust import TpmSettings, load_settings
 from keyvouch_server.keyring import Keyring
 from keyvouch_server.ports import EndorsedTpm

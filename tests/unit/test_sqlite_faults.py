@@ -94,7 +94,8 @@ async def test_everything_acknowledged_is_there_after_kill_9_and_act_and_audit_a
 _FULL_DISK = """
 import asyncio, pathlib, resource, sys
 from keyvouch.errors import Reason, UnavailableError
-from keyvouch_server.domain.model import AuditRecord, SignIn
+from keyvouch_server.domain.model import SignIn
+from keyvouch_server.domain.oversight_model import AuditRecord
 from keyvouch_server.stores.sqlite import SqliteStore
 from support.sample_records import audit, open_sign_in
 

@@ -2,14 +2,15 @@
 
      1  the ledger: does another account stand in the way, is there a half-finished registration to resume?
      2  the provider: is it there, can it gate a key with a PIN, and is that PIN not blocked?
-     3  the server: a session from the Temporary Access Pass
+     3  the server: a session from the Temporary Access Pass, where there is none yet
      4  a channel key, and BeginRegistration
      5  the statement: parse it, hold it against server and channel key
-     6  is what the server requires within reach of this provider?
+     6  is what the server requires within reach of this provider, the device listener within reach of this device, and
+        is there room for another device?
      7  a TPM: it shows itself, PrepareTpm, it takes what the server allows; the statement now names its attestation key
      8  the provider asks for the PIN, or for a first one where there is none
      9  it makes the key over the statement's challenge, and a TPM proves the rest
-    10  stage: from here on a crash repeats the same bytes
+    10  which older devices go when this one comes; stage: from here on a crash repeats the same bytes
     11  CompleteRegistration
     12  verify the answer: certificate chain, server id, and that it names what was signed
     13  record, then unstage; an older enrolment that this one replaces goes, with its key
@@ -22,19 +23,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from keyvouch.errors import KeyvouchError, Reason
+from keyvouch.errors import KeyvouchError, NotFoundError, Reason
 from keyvouch.ids import CredentialId
 from keyvouch.statement import Purpose, RegistrationStatement, challenge
 from keyvouch_agent.agent_ports import (
     AttestationEvidence,
+    Departing,
+    DeviceFate,
     EnrolmentServer,
     KeyHolders,
     Registered,
     RegistrationOffer,
     Secret,
 )
+from keyvouch_agent.ceremonies import departures
+from keyvouch_agent.ceremonies.departures import ChooseDeparting
 from keyvouch_agent.ceremonies.readiness import make_ready
 from keyvouch_agent.ceremonies.registration_review import (
     RegistrationWish,
@@ -79,7 +84,8 @@ class _Made:
 class RegistrationCeremony:
     """One registration.
 
-    `holders` and `ask_access_pass` are called late; `progress` gets a sentence before each long step.
+    `holders` and `ask_access_pass` are called late; `progress` gets a sentence before each long step. Without
+    `ask_access_pass` the server is spoken to in a session; without `choose_departing` nobody is asked which devices go.
     """
 
     def __init__(
@@ -89,9 +95,10 @@ class RegistrationCeremony:
         server: EnrolmentServer,
         holders: KeyHolders,
         interaction: ProviderInteraction,
-        ask_access_pass: Callable[[], Awaitable[Secret]],
+        ask_access_pass: Callable[[], Awaitable[Secret]] | None,
         progress: Callable[[str], None],
         channel_keys: ChannelKeys,
+        choose_departing: ChooseDeparting | None = None,
     ) -> None:
         self._ledger = ledger
         self._server = server
@@ -100,6 +107,8 @@ class RegistrationCeremony:
         self._ask_access_pass = ask_access_pass
         self._progress = progress
         self._channel_keys = channel_keys
+        self._choose_departing = choose_departing
+        self._has_asked = False
         self._made: CredentialId | None = None
 
     async def run(self, wish: RegistrationWish) -> Enrolment:
@@ -133,7 +142,11 @@ class RegistrationCeremony:
             offer, key = await self._ask_server(wish, capabilities)
             statement = review(offer, key, wish.server_id)
             check_within_reach(offer.required, capabilities)
+            if offer.device_endpoint:
+                await self._server.reach_device_listener(offer.device_endpoint)
+            departing = await self._make_room(offer, wish)
             made = await self._make(provider, offer, statement, key)
+            departing = await self._lost_or_replaced(offer, departing)
             staged = await asyncio.to_thread(
                 staged_of,
                 wish,
@@ -144,6 +157,7 @@ class RegistrationCeremony:
                 key=key,
                 made=made.registration,
                 tpm=made.tpm,
+                departing=departures.kept(departing),
             )
             await asyncio.to_thread(self._ledger.stage, staged)
         except BaseException:
@@ -154,9 +168,9 @@ class RegistrationCeremony:
     async def _ask_server(
         self, wish: RegistrationWish, capabilities: ProviderCapabilities
     ) -> tuple[RegistrationOffer, ChannelKey]:
-        access_pass = await self._ask_access_pass()
+        access_pass = await self._ask_access_pass() if self._ask_access_pass else None
         self._progress(f"Waiting for the server {wish.public_endpoint}.")
-        token = await self._server.sign_in_with_access_pass(
+        token = access_pass and await self._server.sign_in_with_access_pass(
             tenant=wish.tenant, username=wish.username, access_pass=access_pass
         )
         key = await asyncio.to_thread(self._channel_keys.make)
@@ -168,6 +182,39 @@ class RegistrationCeremony:
             verifies=capabilities.verifies,
         )
         return offer, key
+
+    async def _make_room(self, offer: RegistrationOffer, wish: RegistrationWish) -> tuple[Departing, ...]:
+        """Step 6: what was said beforehand; more only where the server would refuse the new device in the end.
+
+        Raises `NotFoundError(DEVICE_UNKNOWN)` or `RefusedError(DEVICE_LIMIT)`.
+        """
+        present = {device.device_id for device in offer.present}
+        known = await asyncio.to_thread(self._ledger.enrolments)
+        here = [e.device_id for e in known if same_account(e, wish) and e.device_id in present]
+        departing = departures.joined(
+            departures.named_beforehand(offer.present, lost=wish.lost, replaced=wish.replaced),
+            [Departing(device_id, DeviceFate.REPLACED) for device_id in here],
+        )
+        surplus = departures.too_many(offer.present, departing, offer.devices_allowed)
+        if surplus and self._choose_departing is not None:
+            left = departures.staying(offer.present, departing)
+            departing = departures.joined(departing, await self._choose_departing(left, surplus))
+            self._has_asked = True
+        departures.check_room(offer.present, departing, offer.devices_allowed)
+        return departing
+
+    async def _lost_or_replaced(
+        self, offer: RegistrationOffer, departing: tuple[Departing, ...]
+    ) -> tuple[Departing, ...]:
+        """Step 10: the question, unless it was answered before, or nobody is there to answer it."""
+        left = departures.staying(offer.present, departing)
+        if not left or self._has_asked:
+            return departing
+        if self._choose_departing is None:
+            if not departing:
+                self._progress(f"You also have: {departures.named(left)}. Remove what is lost in your security info.")
+            return departing
+        return departures.joined(departing, await self._choose_departing(left, 0))
 
     async def _make(
         self, provider: Provider, offer: RegistrationOffer, statement: RegistrationStatement, key: ChannelKey
@@ -232,9 +279,10 @@ class RegistrationCeremony:
             staged.channel_proof,
             evidence_of(staged),
             staged.certificates,
+            departures.departing_of(staged.departing),
         )
         try:
-            registered = await self._server.complete_registration(Secret(staged.registration_token), evidence)
+            registered = await self._hand_in(staged, evidence)
             chain = verify_answer(registered, staged, self._channel_keys.load(staged.channel_key))
         except KeyvouchError as error:
             if is_final(error):
@@ -244,16 +292,38 @@ class RegistrationCeremony:
         enrolment = enrolment_of(staged, registered, chain)
         await asyncio.to_thread(self._ledger.record, enrolment)
         await asyncio.to_thread(self._ledger.unstage, staged.registration_id)
-        await self._take_away_replaced(enrolment, registered, wish)
+        self._say_what_went(registered)
+        await self._take_away_replaced(enrolment, wish)
         return enrolment
 
-    async def _take_away_replaced(self, new: Enrolment, registered: Registered, wish: RegistrationWish) -> None:
-        """The enrolments of the same account that were on this device before: records and keys."""
+    async def _hand_in(self, staged: StagedRegistration, evidence: AttestationEvidence) -> Registered:
+        """Step 11. A device that is gone already cannot go once more: without it, then."""
+        token = Secret(staged.registration_token)
+        while True:
+            try:
+                return await self._server.complete_registration(token, evidence)
+            except NotFoundError as error:
+                gone = error.metadata.get("device_id", "")
+                left = tuple(one for one in evidence.departing if one.device_id != gone)
+                if error.reason is not Reason.DEVICE_UNKNOWN or left == evidence.departing:
+                    raise
+            self._progress(f"The device {gone} is gone already.")
+            evidence = replace(evidence, departing=left)
+            await asyncio.to_thread(self._ledger.stage, replace(staged, departing=departures.kept(left)))
+
+    def _say_what_went(self, registered: Registered) -> None:
+        if registered.removed_device_ids:
+            names = ", ".join(registered.removed_device_ids)
+            self._progress(f"Removed: {names}. Sessions ended with it: {registered.revoked_sessions}.")
+
+    async def _take_away_replaced(self, new: Enrolment, wish: RegistrationWish) -> None:
+        """The enrolments of the same account that were on this device before: records and keys.
+
+        The server has removed those devices in the moment in which the new one came, or before (step 6).
+        """
         for old in await asyncio.to_thread(self._ledger.enrolments):
             if old.device_id == new.device_id or not same_account(old, wish):
                 continue
-            if old.device_id != registered.replaced_device_id:
-                self._progress(f"The old device {old.device_id} is still registered: remove it in your security info.")
             await self._forget(old.account, old.credential_id, provider=old.provider)
             await asyncio.to_thread(self._ledger.remove, old.device_id)
 

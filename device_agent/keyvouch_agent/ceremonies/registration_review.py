@@ -59,7 +59,8 @@ class RegistrationWish:
 
     `server_id`, where it is known beforehand, pins the server's identity key; else it is learned over the public
     channel, which the given anchors authenticate, and pinned from then on. `replace`: an enrolment of the same account
-    that this device has already may go when the new one stands.
+    that this device has already may go when the new one stands. `lost` and `replaced` name devices, by id or name,
+    that are to go then.
     """
 
     public_endpoint: str
@@ -69,6 +70,8 @@ class RegistrationWish:
     display_name: str
     server_id: ServerId | None = None
     replace: bool = False
+    lost: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
 
 
 def is_for(staged: StagedRegistration, wish: RegistrationWish) -> bool:
@@ -173,6 +176,7 @@ def staged_of(
     key: ChannelKey,
     made: Registration,
     tpm: TpmEvidence | None,
+    departing: tuple[bytes, ...] = (),
 ) -> StagedRegistration:
     """The record that a crash is resumed from. Signs with the channel key, so it may block."""
     return StagedRegistration(
@@ -194,6 +198,7 @@ def staged_of(
         emulated=capabilities.key_protection is KeyProtection.EMULATED_HARDWARE,
         tpm_evidence=_members(tpm) if tpm else (),
         certificates=made.certificates,
+        departing=departing,
         **_name(capabilities),
     )
 

@@ -9,7 +9,8 @@
     6  the provider signs SHA-256("keyvouch/sign-in/v1" 00 {offer, approve, number}) with PIN and presence
     7  deny, report: the channel key signs the same kind of statement; no PIN, so nothing can prevent a denial
 
-The number is never sent to the device: a wrong one makes a signature that does not verify. What is not here:
+The number is never sent to the device: a wrong one makes a signature that does not verify. Where a tenant's policy has
+the legacy choice it comes with two others, and the person picks; nobody here knows which is right. What is not here:
 showing, asking, sending, keeping.
 """
 
@@ -29,6 +30,7 @@ from keyvouch_agent.ports import KeyUse, Provider, ProviderInteraction, Provider
 __all__ = ["Review", "SignInCeremony"]
 
 MIN_DIGITS, MAX_DIGITS = 2, 8
+CHOICES = 3
 _LONGEST_PROMPT_ID = 128
 
 
@@ -84,10 +86,10 @@ class SignInCeremony:
         )
         if offer.credential_id != mine.credential_id:
             raise _refuse_key()
-        if not 1 <= len(prompt.prompt_id) <= _LONGEST_PROMPT_ID or not MIN_DIGITS <= prompt.number_digits <= MAX_DIGITS:
+        if not 1 <= len(prompt.prompt_id) <= _LONGEST_PROMPT_ID or not _is_answerable(prompt):
             raise MalformedError(
                 Reason.FIELD_INVALID,
-                "The prompt has no proper id or asks for an impossible number of digits.",
+                "The prompt has no proper id, or asks for a number that cannot be given.",
                 fix="Nothing was signed. Check that the agent and the server run the same version.",
             )
         review = Review(prompt, offer)
@@ -104,8 +106,15 @@ class SignInCeremony:
             )
 
     def check_number(self, review: Review, number: str) -> None:
-        """Raise `MalformedError(FIELD_INVALID)` for anything but exactly the digits asked for."""
-        digits = review.prompt.number_digits
+        """Raise `MalformedError(FIELD_INVALID)` for anything but the digits asked for, or one of the choices."""
+        digits, choices = review.prompt.number_digits, review.prompt.number_choices
+        if choices and number not in choices:
+            raise MalformedError(
+                Reason.FIELD_INVALID,
+                f"The number is one of {', '.join(choices)}. Nothing was signed.",
+                fix="Choose the one that the app or browser shows. If it shows none of them, deny the request.",
+                metadata={"choices": " ".join(choices)},
+            )
         if len(number) != digits or not (number.isascii() and number.isdigit()):
             raise MalformedError(
                 Reason.FIELD_INVALID,
@@ -165,6 +174,15 @@ class SignInCeremony:
         statement = DecisionStatement(review.prompt.offer, decision).encode()
         signature = prove(self._channel_keys.load(self._enrolment.channel_key), Purpose.SIGN_IN, statement)
         return Answer(review.prompt.prompt_id, statement, channel_signature=signature)
+
+
+def _is_answerable(prompt: Prompt) -> bool:
+    """Whether a person can give the number that is asked for."""
+    digits, choices = prompt.number_digits, prompt.number_choices
+    if not MIN_DIGITS <= digits <= MAX_DIGITS:
+        return False
+    numbers = all(len(one) == digits and one.isascii() and one.isdigit() for one in choices)
+    return not choices or (numbers and len(choices) == len(set(choices)) == CHOICES)
 
 
 def _refuse_key() -> EvidenceError:

@@ -1,23 +1,17 @@
-"""enroll, unregister, pin: what changes the keys of this device. A running agent lends its key providers for it."""
+"""unregister, pin: what changes the keys of this device. A running agent lends its key providers for it."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import platform
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from pathlib import Path
 
 from keyvouch.errors import ConflictError, MalformedError, Reason, UnavailableError, UsageError
-from keyvouch.ids import ServerId
 from keyvouch_agent import bootstrap
-from keyvouch_agent.agent_ports import Secret
 from keyvouch_agent.cards.wish import CardWish
 from keyvouch_agent.ceremonies.readiness import make_ready
-from keyvouch_agent.ceremonies.registration import RegistrationWish
-from keyvouch_agent.channel_keys import protection_of
-from keyvouch_agent.commands.asking import TerminalInteraction, ask_secret, open_terminal, read_secret
+from keyvouch_agent.commands.asking import LateTerminal, open_terminal, read_secret
 from keyvouch_agent.commands.output import Output
 from keyvouch_agent.home import Home
 from keyvouch_agent.interactions import GivenPin
@@ -25,112 +19,13 @@ from keyvouch_agent.ledger import Enrolment, Ledger, not_enrolled
 from keyvouch_agent.local_client import borrow_providers, call_agent
 from keyvouch_agent.pin_standing import check_last_try, check_pin_usable, describe_pin
 from keyvouch_agent.ports import Pin, PinControl, Provider, ProviderInteraction, ProviderKind
-from keyvouch_agent.prompts.tty_lines import TtyLines
 from keyvouch_agent.provider_shelf import ProviderKey
-from keyvouch_agent.views import enrolment_document, pin_document
+from keyvouch_agent.views import pin_document
 
-__all__ = ["change_pin", "chosen", "enroll", "unregister"]
+__all__ = ["change_pin", "chosen", "unregister"]
 
 _PIN_SESSION = "keyvouch"
 """A relying party for sessions that only manage the PIN; nothing is signed in them."""
-
-
-def enroll(arguments: argparse.Namespace, home: Home, output: Output) -> None:
-    """Register this device."""
-    wish = _wish(arguments)
-    with borrow_providers(home):
-        enrolment = asyncio.run(_enrol(arguments, home, output, wish))
-    output.result(
-        enrolment_document(enrolment, channel_key=protection_of(enrolment.channel_key)),
-        f"Enrolled: {enrolment.username} of {enrolment.tenant_name}, device {enrolment.device_id}.",
-        "Keep `keyvouch-agent run` running: sign-in requests reach this device through it.",
-    )
-
-
-async def _enrol(arguments: argparse.Namespace, home: Home, output: Output, wish: RegistrationWish) -> Enrolment:
-    async with AsyncExitStack() as stack:
-        lines = _Terminal(stack)
-        interaction: ProviderInteraction
-        if arguments.pin_fd is None:
-            interaction = await lines.interaction(last_try=arguments.last_try)
-        else:
-            given = Pin(read_secret(arguments.pin_fd))
-            interaction = GivenPin(given, may_set=True, last_try=arguments.last_try, tell=output.progress)
-        provider = arguments.provider or bootstrap.key_holders(home).best_kind(output.progress)
-        enrolling = bootstrap.enrol(
-            home=home,
-            wish=wish,
-            provider=provider,
-            interaction=interaction,
-            ask_access_pass=_access_pass(arguments, lines),
-            progress=output.progress,
-            card=CardWish(
-                arguments.module or "", (), arguments.token or "", arguments.key or "", arguments.certificate
-            ),
-        )
-        return await (interaction.during(enrolling) if isinstance(interaction, TerminalInteraction) else enrolling)
-
-
-class _Terminal:
-    """Opens the terminal when the first question comes, if one comes."""
-
-    def __init__(self, stack: AsyncExitStack) -> None:
-        self._stack = stack
-        self._lines: TtyLines | None = None
-
-    def get(self) -> TtyLines:
-        if self._lines is None:
-            self._lines = self._stack.enter_context(open_terminal())
-        return self._lines
-
-    async def interaction(self, *, last_try: bool = False) -> TerminalInteraction:
-        asking = TerminalInteraction(self.get(), asyncio.get_running_loop(), last_try=last_try)
-        return await self._stack.enter_async_context(asking)
-
-
-def _access_pass(arguments: argparse.Namespace, lines: _Terminal) -> Callable[[], Awaitable[Secret]]:
-    async def ask() -> Secret:
-        if arguments.access_pass_fd is not None:
-            return Secret(read_secret(arguments.access_pass_fd))
-        return Secret(await ask_secret(lines.get(), "Temporary Access Pass: "))
-
-    return ask
-
-
-def _wish(arguments: argparse.Namespace) -> RegistrationWish:
-    server_id = None
-    if arguments.server_id is not None:
-        try:
-            server_id = ServerId(bytes.fromhex(arguments.server_id))
-        except ValueError:
-            raise UsageError(
-                "--server-id is not 64 hexadecimal digits.", fix="Copy it from the server again."
-            ) from None
-    return RegistrationWish(
-        public_endpoint=arguments.server,
-        public_ca=_authority(arguments.ca),
-        tenant=arguments.tenant,
-        username=arguments.user,
-        display_name=(arguments.name or platform.node() or "device")[:64],
-        server_id=server_id,
-        replace=arguments.replace,
-    )
-
-
-def _authority(path: str | None) -> str:
-    if path is None:
-        return ""
-    try:
-        pem = Path(path).read_text("ascii")
-    except (OSError, ValueError) as error:
-        raise UnavailableError(
-            Reason.CONFIGURATION, f"The file {path} cannot be read: {error}.", fix="Give the server's CA file in PEM."
-        ) from error
-    if "-----BEGIN CERTIFICATE-----" not in pem:
-        raise MalformedError(
-            Reason.CONFIGURATION, f"The file {path} holds no certificate in PEM.", fix="Give the server's CA file."
-        )
-    return pem
 
 
 def unregister(arguments: argparse.Namespace, home: Home, output: Output) -> None:
@@ -148,7 +43,7 @@ def unregister(arguments: argparse.Namespace, home: Home, output: Output) -> Non
 
 async def _unregister(arguments: argparse.Namespace, home: Home, output: Output, enrolment: Enrolment) -> int:
     if not arguments.yes:
-        with open_terminal() as lines:
+        with open_terminal("Say --yes: then nobody is asked.") as lines:
             lines.show(f"This removes {enrolment.username} of {enrolment.tenant_name} and ends its sessions.")
             if (await lines.ask("Type yes to go on: ") or "").strip().lower() != "yes":
                 raise MalformedError(
@@ -194,7 +89,7 @@ async def _change_pin(arguments: argparse.Namespace, home: Home, output: Output)
             check_pin_usable(capabilities)
         check_last_try(capabilities.kind, capabilities.pin_retries_left, allowed=arguments.last_try)
         async with AsyncExitStack() as stack:
-            interaction = await _pin_interaction(arguments, _Terminal(stack), output)
+            interaction = await _pin_interaction(arguments, LateTerminal(stack), output)
             await _set_or_change(provider, interaction)
         output.result(pin_document(await asyncio.to_thread(provider.capabilities)), "The PIN is set.")
     finally:
@@ -227,7 +122,7 @@ def _provider_key(arguments: argparse.Namespace, home: Home) -> ProviderKey:
     )
 
 
-async def _pin_interaction(arguments: argparse.Namespace, lines: _Terminal, output: Output) -> ProviderInteraction:
+async def _pin_interaction(arguments: argparse.Namespace, lines: LateTerminal, output: Output) -> ProviderInteraction:
     if arguments.new_pin_fd is None:
         return await lines.interaction(last_try=arguments.last_try)
     old = "" if arguments.pin_fd is None else read_secret(arguments.pin_fd)

@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import Self, TypeVar
 
 from keyvouch.errors import MalformedError, Reason, UsageError
@@ -15,7 +15,7 @@ from keyvouch_agent.ports import Pin, PresenceContext
 from keyvouch_agent.prompts.inert import inert
 from keyvouch_agent.prompts.tty_lines import TtyLines
 
-__all__ = ["TerminalInteraction", "ask_secret", "open_terminal", "read_secret"]
+__all__ = ["LateTerminal", "TerminalInteraction", "ask_secret", "open_terminal", "read_secret"]
 
 _LONGEST = 256
 _T = TypeVar("_T")
@@ -40,14 +40,12 @@ def read_secret(descriptor: int) -> str:
 
 
 @contextmanager
-def open_terminal() -> Iterator[TtyLines]:
-    """The terminal the command was started from. Raises `UsageError` where there is none."""
+def open_terminal(fix: str = "Give the secrets with --pin-fd and --access-pass-fd.") -> Iterator[TtyLines]:
+    """The terminal the command was started from. Raises `UsageError` with `fix` where there is none."""
     try:
         descriptor = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
-        raise UsageError(
-            "There is no terminal to ask on.", fix="Give the secrets with --pin-fd and --access-pass-fd."
-        ) from None
+        raise UsageError("There is no terminal to ask on.", fix=fix) from None
     with os.fdopen(os.dup(descriptor), "w", encoding="utf-8", errors="replace") as screen:
         try:
             yield TtyLines(descriptor, screen)
@@ -61,6 +59,25 @@ async def ask_secret(lines: TtyLines, question: str) -> str:
     if not typed:
         raise MalformedError(Reason.USER_CANCELLED, "Nothing was typed.", fix="Run the command again.")
     return typed
+
+
+class LateTerminal:
+    """Opens the terminal when the first question comes, if one comes, and closes it with `stack`."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self._stack = stack
+        self._lines: TtyLines | None = None
+
+    def get(self) -> TtyLines:
+        """The terminal. Raises `UsageError` where there is none."""
+        if self._lines is None:
+            self._lines = self._stack.enter_context(open_terminal())
+        return self._lines
+
+    async def interaction(self, *, last_try: bool = False) -> TerminalInteraction:
+        """A provider's questions on it."""
+        asking = TerminalInteraction(self.get(), asyncio.get_running_loop(), last_try=last_try)
+        return await self._stack.enter_async_context(asking)
 
 
 class TerminalInteraction:

@@ -46,7 +46,9 @@ async def _run(home: Home, output: Output, *, quiet: bool) -> None:
         try:
             await _first_of(agent.stopped(), signalled.wait(), _failure_of(company))
             if interactive:  # on a line of its own, after the ^C or the question that stands there
-                output.progress("\nThe agent has ended. Sign-in requests do not reach this device until it runs again.")
+                if not output.as_json:
+                    output.progress("")  # after the ^C that the terminal shows
+                output.progress("The agent has ended. Sign-in requests do not reach this device until it runs again.")
         finally:
             company.cancel()
             with suppress(asyncio.CancelledError):

@@ -13,7 +13,7 @@ from keyvouch_agent.home import Home
 from keyvouch_agent.local_client import call_agent
 from keyvouch_agent.pin_standing import check_told_pin
 from keyvouch_agent.ports import ProviderKind
-from keyvouch_agent.prompts.card import pin_line, prompt_card
+from keyvouch_agent.prompts.card import number_question, pin_line, prompt_card
 from keyvouch_agent.prompts.inert import inert
 
 __all__ = ["PATIENCE_SECONDS", "approve", "deny", "last_try", "pending", "report", "touch_line"]
@@ -64,8 +64,7 @@ async def _number_and_pin(
     with open_terminal() as lines:
         lines.show(prompt_card(prompt, standing))
         if number is None:
-            question = f"Number shown where you sign in ({prompt.get('number_digits')} digits): "
-            number = (await lines.ask(question) or "").strip()
+            number = (await lines.ask(number_question(prompt)) or "").strip()
         if arguments.pin_fd is not None:
             return str(number), read_secret(arguments.pin_fd)
         if not standing.get("asks_pin", True):

@@ -9,13 +9,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from typing import IO
+from typing import IO, Final
 
 from keyvouch.errors import KeyvouchError
+from keyvouch_agent.commands.prerequisite_words import prerequisite_lines
 from keyvouch_agent.prompts.inert import inert
 from keyvouch_agent.views import error_document
 
 __all__ = ["Output"]
+
+_LONGEST: Final = 600
+"""Columns of a sentence."""
 
 
 class Output:
@@ -35,8 +39,8 @@ class Output:
         self._out.flush()
 
     def progress(self, sentence: str) -> None:
-        """What takes long, while it does."""
-        line = json.dumps({"progress": sentence}) if self.as_json else sentence
+        """What takes long, while it does. The server's words may be in it: names of devices."""
+        line = json.dumps({"progress": sentence}) if self.as_json else inert(sentence, longest=_LONGEST)
         self._err.write(line + "\n")
         self._err.flush()
 
@@ -45,9 +49,11 @@ class Output:
         if self.as_json:
             self._err.write(json.dumps({"error": error_document(error)}) + "\n")
             return
-        self._err.write(f"error: {inert(error.message, longest=600)}\n")
+        self._err.write(f"error: {inert(error.message, longest=_LONGEST)}\n")
         if error.fix:
-            self._err.write(f"  {inert(error.fix, longest=600)}\n")
+            self._err.write(f"  {inert(error.fix, longest=_LONGEST)}\n")
+        for line in prerequisite_lines(error):
+            self._err.write(f"  {line}\n")
         left = getattr(error, "retries_left", None)
         if left is not None:
             self._err.write(f"  PIN tries left: {left}\n")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from keyvouch_agent.pin_standing import tries_left
 from keyvouch_agent.prompts.inert import fixed, inert
 
-__all__ = ["pin_line", "prompt_card", "utc"]
+__all__ = ["number_choices", "number_question", "pin_line", "prompt_card", "utc"]
 
 _IDENTITY_WIDTH = 40
 _LATEST = 253402300799  # the last second of the year 9999
@@ -40,6 +40,20 @@ def prompt_card(prompt: Mapping[str, object], pin: Mapping[str, object] | None =
         ("Prompt", inert(field("prompt_id"))),
     ]
     return "\n".join(["Sign-in request", *(f"  {label:<8} {value}" for label, value in rows)])
+
+
+def number_question(prompt: Mapping[str, object]) -> str:
+    """What is asked for the number: to type it or, in the legacy choice, to pick it."""
+    choices = number_choices(prompt)
+    if choices:
+        return f"Which of {', '.join(choices)} is shown where you sign in? "
+    return f"Number shown where you sign in ({prompt.get('number_digits')} digits): "
+
+
+def number_choices(prompt: Mapping[str, object]) -> list[str]:
+    """The numbers to pick from; empty where the number is typed."""
+    choices = prompt.get("number_choices")
+    return [inert(str(one), longest=8) for one in choices] if isinstance(choices, list) else []
 
 
 def pin_line(pin: Mapping[str, object]) -> str:

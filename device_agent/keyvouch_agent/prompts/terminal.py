@@ -18,7 +18,7 @@ from keyvouch.errors import KeyvouchError, Reason
 from keyvouch_agent.agent import Agent
 from keyvouch_agent.pin_standing import check_told_pin
 from keyvouch_agent.ports import Pin
-from keyvouch_agent.prompts.card import pin_line, prompt_card
+from keyvouch_agent.prompts.card import number_choices, number_question, pin_line, prompt_card
 from keyvouch_agent.prompts.inert import inert
 from keyvouch_agent.prompts.tty_lines import TtyLines
 
@@ -147,12 +147,18 @@ class TerminalPrompts:
 
     async def _approve(self, prompt_id: str, prompt: Mapping[str, object], pin: Mapping[str, object]) -> None:
         check_told_pin(pin)
-        digits = prompt.get("number_digits")
+        digits, choices = prompt.get("number_digits"), number_choices(prompt)
+        advice = f"The number has {digits} digits, leading zeros included."
+        if choices:
+            advice = "Type one of these numbers. If none of them is shown, deny the request: type d."
         number = await self._ask_until(
-            lambda typed: _is_number(typed, digits),
-            f"Number shown where you sign in ({digits} digits): ",
-            f"The number has {digits} digits, leading zeros included.",
+            lambda typed: typed in [*choices, "d"] if choices else _is_number(typed, digits),
+            number_question(prompt),
+            advice,
         )
+        if number == "d":
+            self._tell(await self._agent.deny(prompt_id))
+            return
         while number is not None:
             typed = await self._ask_pin(pin)
             if typed is None:

@@ -7,19 +7,21 @@ The agent pings an idle stream every 30 seconds and gives a silent server 10 to 
 from __future__ import annotations
 
 import asyncio
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 import grpc
 
-from keyvouch.errors import KeyvouchError, UnavailableError
+from keyvouch.errors import KeyvouchError, Reason, UnavailableError
 from keyvouch_agent.channel_identity import VerifiedChain, verify_chain
 from keyvouch_agent.channel_keys import ChannelKeys, SealedChannelKey
 from keyvouch_agent.ledger import Enrolment
 from keyvouch_agent.rpc.errors import error_of
 from keyvouch_agent.rpc.signed_channel import ChannelSigner, signed_credentials
 
-__all__ = ["PING_SECONDS", "EnrolledChannel", "enrolled_channel", "public_channel"]
+__all__ = ["PING_SECONDS", "EnrolledChannel", "enrolled_channel", "public_channel", "reach"]
 
 PING_SECONDS: Final = 30
 _LONGEST_MESSAGE: Final = 256 * 1024
@@ -30,6 +32,12 @@ gRPC 1.85 destroys a channel while it holds Python's global lock, and waits for 
 may be about to drop the signer, for which it needs that lock (grpc/grpc#42247). Without this pause 14 of 632 programs
 that made one call hung for good, with half of it none of 500.
 """
+
+_REACH_SECONDS: Final = 5.0
+"""How long to wait for a listener to answer at all."""
+
+_PROXIES: Final = ("grpc_proxy", "https_proxy", "http_proxy")
+"""Where gRPC's own way to a server is found. What a plain connection says is of no use then."""
 
 _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.keepalive_time_ms", PING_SECONDS * 1000),
@@ -51,6 +59,30 @@ def public_channel(endpoint: str, *, authority_pem: bytes | None) -> grpc.aio.Ch
     """A TLS channel to the public listener; `authority_pem` of None trusts the library's usual anchors."""
     credentials = grpc.ssl_channel_credentials(root_certificates=authority_pem)
     return grpc.aio.secure_channel(endpoint, credentials, options=_OPTIONS)
+
+
+async def reach(endpoint: str) -> None:
+    """Connect to a listener and hang up: is the way open? Who answers is for TLS to say, when there is a certificate.
+
+    Raises `UnavailableError(SERVER_UNREACHABLE)`. Where there is a proxy nothing is asked.
+    """
+    if any(os.environ.get(name) for name in _PROXIES):
+        return
+    host, _, port = endpoint.rpartition(":")
+    try:
+        async with asyncio.timeout(_REACH_SECONDS):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except (OSError, ValueError, TimeoutError):
+        raise UnavailableError(
+            Reason.SERVER_UNREACHABLE,
+            f"The device listener {endpoint} cannot be reached from here, so no sign-in request could ever come.",
+            fix="Open the way from this device to it, or tell your administrator that it is closed. Nobody was asked "
+            "for a PIN, and nothing was registered.",
+            metadata={"endpoint": endpoint, "prerequisites": f"device_endpoint={Reason.SERVER_UNREACHABLE.value}"},
+        ) from None
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,14 @@ from typing import Final, TypeVar
 
 import grpc
 
+from keyvouch.errors import KeyvouchError, UnavailableError
 from keyvouch.ids import CredentialId, DeviceId
 from keyvouch.v1 import common_pb2, enrolment_pb2, enrolment_pb2_grpc, sign_in_pb2, sign_in_pb2_grpc
 from keyvouch_agent.agent_ports import (
     AttestationEvidence,
+    Departing,
+    DeviceFate,
+    PresentDevice,
     Registered,
     RegistrationOffer,
     RequiredAssurance,
@@ -18,7 +22,9 @@ from keyvouch_agent.agent_ports import (
     TpmOffer,
 )
 from keyvouch_agent.ports import TpmCertification, TpmEvidence, TpmGrant, TpmPreparation
+from keyvouch_agent.rpc.channel import reach
 from keyvouch_agent.rpc.errors import error_of
+from keyvouch_client import Session
 
 __all__ = ["EnrolmentClient", "tpm_attestation"]
 
@@ -32,13 +38,19 @@ _PROVIDERS: Final = {
     "smartcard": common_pb2.PROVIDER_KIND_SMARTCARD,
 }
 
+_FATES: Final = {fate: common_pb2.DeviceFate.Value(f"DEVICE_FATE_{fate.name}") for fate in DeviceFate}
+
 
 class EnrolmentClient:
-    """Calls on the public listener. `endpoint` only words the errors. Each call has a deadline of 20 seconds."""
+    """Calls on the public listener. `endpoint` only words the errors. Each call has a deadline of 20 seconds.
 
-    def __init__(self, channel: grpc.aio.Channel, *, endpoint: str) -> None:
+    With `session` a registration is begun in it, and `channel` is that of its connection.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, *, endpoint: str, session: Session | None = None) -> None:
         self._channel = channel
         self._endpoint = endpoint
+        self._session = session
         self._sign_in: sign_in_pb2_grpc.SignInServiceAsyncStub = sign_in_pb2_grpc.SignInServiceStub(channel)
         self._enrolment: enrolment_pb2_grpc.EnrolmentServiceAsyncStub = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
 
@@ -52,7 +64,7 @@ class EnrolmentClient:
 
     async def begin_registration(
         self,
-        access_token: Secret,
+        access_token: Secret | None,
         *,
         channel_public_key: bytes,
         display_name: str,
@@ -66,10 +78,24 @@ class EnrolmentClient:
             provider=_PROVIDERS.get(provider, common_pb2.PROVIDER_KIND_UNSPECIFIED),
             tpm=enrolment_pb2.TpmAbilities(verifies=verifies) if verifies else None,
         )
+        try:
+            return _offer(await self._begin(access_token, request))
+        except KeyvouchError as refusal:
+            await _complete_prerequisites(refusal)
+            raise
+
+    async def _begin(
+        self, access_token: Secret | None, request: enrolment_pb2.BeginRegistrationRequest
+    ) -> enrolment_pb2.BeginRegistrationResponse:
+        if self._session is not None:
+            return await self._session.call(self._enrolment.BeginRegistration, request)
+        assert access_token is not None
         metadata = (("authorization", f"Bearer {access_token.reveal()}"),)
-        return _offer(
-            await self._answer(self._enrolment.BeginRegistration(request, timeout=_SECONDS, metadata=metadata))
-        )
+        return await self._answer(self._enrolment.BeginRegistration(request, timeout=_SECONDS, metadata=metadata))
+
+    async def reach_device_listener(self, endpoint: str) -> None:
+        """Look whether the way is open by which prompts will come."""
+        await reach(endpoint)
 
     async def prepare_tpm(self, registration_token: Secret, preparation: TpmPreparation) -> TpmGrant:
         """Show the TPM."""
@@ -99,11 +125,15 @@ class EnrolmentClient:
             channel_proof=evidence.channel_proof,
             tpm=_tpm_evidence(evidence.tpm) if evidence.tpm else None,
             card=enrolment_pb2.CardEvidence(certificates=evidence.certificates) if evidence.certificates else None,
+            departing=[_departing(one) for one in evidence.departing],
         )
         metadata = (("authorization", f"Registration {registration_token.reveal()}"),)
-        return _registered(
-            await self._answer(self._enrolment.CompleteRegistration(request, timeout=_SECONDS, metadata=metadata))
-        )
+        completing = self._enrolment.CompleteRegistration(request, timeout=_SECONDS, metadata=metadata)
+        try:
+            return _registered(await self._answer(completing))
+        except KeyvouchError as refusal:
+            await _complete_prerequisites(refusal)
+            raise
 
     async def close(self) -> None:
         """End the channel."""
@@ -114,6 +144,28 @@ class EnrolmentClient:
             return await call
         except grpc.aio.AioRpcError as failure:
             raise error_of(failure, endpoint=self._endpoint) from failure
+
+
+async def _complete_prerequisites(refusal: KeyvouchError) -> None:
+    """PS11: put the state of the one that only the device can see into a refusal that names them all."""
+    states = dict(one.split("=", 1) for one in refusal.metadata.get("prerequisites", "").split(",") if "=" in one)
+    if not states.get("device_endpoint"):
+        return
+    try:
+        await reach(states["device_endpoint"])
+        states["device_endpoint"] = "ok"
+    except UnavailableError as unreachable:
+        states["device_endpoint"] = unreachable.reason.value
+    refusal.metadata["prerequisites"] = ",".join(f"{name}={state}" for name, state in states.items())
+
+
+def _departing(one: Departing) -> enrolment_pb2.DepartingDevice:
+    return enrolment_pb2.DepartingDevice(device_id=one.device_id, fate=_FATES[one.fate])
+
+
+def _present(device: common_pb2.Device) -> PresentDevice:
+    kind = _word(common_pb2.ProviderKind.Name(device.provider), "PROVIDER_KIND_")
+    return PresentDevice(device.device_id, device.display_name, kind, device.last_used_at)
 
 
 def _word(name: str, prefix: str) -> str:
@@ -139,6 +191,9 @@ def _offer(message: enrolment_pb2.BeginRegistrationResponse) -> RegistrationOffe
             provenance=_word(common_pb2.Provenance.Name(required.provenance), "PROVENANCE_"),
         ),
         tpm=TpmOffer(message.tpm.ceremony_key, message.tpm.pin_limit) if message.HasField("tpm") else None,
+        present=tuple(_present(device) for device in message.present_devices),
+        device_endpoint=message.device_endpoint,
+        devices_allowed=message.devices_allowed,
     )
 
 
@@ -169,4 +224,6 @@ def _registered(message: enrolment_pb2.CompleteRegistrationResponse) -> Register
         device_endpoint=message.device_endpoint,
         tenant_name=message.tenant_name,
         replaced_device_id=message.replaced_device_id,
+        removed_device_ids=tuple(message.removed_device_ids),
+        revoked_sessions=message.revoked_sessions,
     )

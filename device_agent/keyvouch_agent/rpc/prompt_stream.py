@@ -175,7 +175,8 @@ def _event(message: prompts_pb2.StreamPromptsResponse) -> ServerEvent:
             return Welcome(w.server_version, w.server_time, w.health_nonce, tuple(w.health_pcrs))
         case "prompt":
             prompt = message.prompt
-            return Prompt(prompt.prompt_id, prompt.offer, prompt.expires_at, prompt.number_digits)
+            choices = tuple(prompt.number_choices)
+            return Prompt(prompt.prompt_id, prompt.offer, prompt.expires_at, prompt.number_digits, choices)
         case "outcome":
             outcome = message.outcome
             state = _state(outcome.state)

@@ -74,6 +74,28 @@ ACCESS_PASS_USABILITY_NOT_YET_VALID: AccessPassUsability.ValueType  # 4
 ACCESS_PASS_USABILITY_ONE_TIME_USED: AccessPassUsability.ValueType  # 5
 Global___AccessPassUsability: _TypeAlias = AccessPassUsability  # noqa: Y015
 
+class _SessionsOnReplace:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SessionsOnReplaceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SessionsOnReplace.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SESSIONS_ON_REPLACE_UNSPECIFIED: _SessionsOnReplace.ValueType  # 0
+    """Refused: whoever replaces a pass says which."""
+    SESSIONS_ON_REPLACE_KEEP: _SessionsOnReplace.ValueType  # 1
+    """They stay, but for those that the old pass opened."""
+    SESSIONS_ON_REPLACE_REVOKE: _SessionsOnReplace.ValueType  # 2
+
+class SessionsOnReplace(_SessionsOnReplace, metaclass=_SessionsOnReplaceEnumTypeWrapper):
+    """What becomes of the sessions of a user whose pass is replaced."""
+
+SESSIONS_ON_REPLACE_UNSPECIFIED: SessionsOnReplace.ValueType  # 0
+"""Refused: whoever replaces a pass says which."""
+SESSIONS_ON_REPLACE_KEEP: SessionsOnReplace.ValueType  # 1
+"""They stay, but for those that the old pass opened."""
+SESSIONS_ON_REPLACE_REVOKE: SessionsOnReplace.ValueType  # 2
+Global___SessionsOnReplace: _TypeAlias = SessionsOnReplace  # noqa: Y015
+
 @_typing.final
 class Tenant(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -110,6 +132,9 @@ class User(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     DEVICE_COUNT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
+    FLAGGED_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     tenant_id: _builtins.str
     username: _builtins.str
@@ -117,6 +142,13 @@ class User(_message.Message):
     role: Global___Role.ValueType
     created_at: _builtins.int
     device_count: _builtins.int
+    kind: _common_pb2.UserKind.ValueType
+    flagged: _builtins.bool
+    """The user said of a sign-in "this was not me", and no administrator has looked at it yet."""
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Other names to sign in with. All are one identity: one user, one counter, one limit."""
+
     def __init__(
         self,
         *,
@@ -127,10 +159,13 @@ class User(_message.Message):
         role: Global___Role.ValueType = ...,
         created_at: _builtins.int = ...,
         device_count: _builtins.int = ...,
+        kind: _common_pb2.UserKind.ValueType = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
+        flagged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "device_count", b"device_count", "display_name", b"display_name", "role", b"role", "tenant_id", b"tenant_id", "user_id", b"user_id", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "created_at", b"created_at", "device_count", b"device_count", "display_name", b"display_name", "flagged", b"flagged", "kind", b"kind", "role", b"role", "tenant_id", b"tenant_id", "user_id", b"user_id", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -149,6 +184,7 @@ class AccessPass(_message.Message):
     ONE_TIME_FIELD_NUMBER: _builtins.int
     USABLE_FIELD_NUMBER: _builtins.int
     USABILITY_FIELD_NUMBER: _builtins.int
+    BINDING_FIELD_NUMBER: _builtins.int
     access_pass_id: _builtins.str
     user_id: _builtins.str
     username: _builtins.str
@@ -158,6 +194,10 @@ class AccessPass(_message.Message):
     one_time: _builtins.bool
     usable: _builtins.bool
     usability: Global___AccessPassUsability.ValueType
+    @_builtins.property
+    def binding(self) -> Global___DeviceBinding:
+        """The only device that may be registered with it; nothing: any."""
+
     def __init__(
         self,
         *,
@@ -170,14 +210,43 @@ class AccessPass(_message.Message):
         one_time: _builtins.bool = ...,
         usable: _builtins.bool = ...,
         usability: Global___AccessPassUsability.ValueType = ...,
+        binding: Global___DeviceBinding | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["binding", b"binding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_pass_id", b"access_pass_id", "created_at", b"created_at", "lifetime_minutes", b"lifetime_minutes", "one_time", b"one_time", "start_at", b"start_at", "usability", b"usability", "usable", b"usable", "user_id", b"user_id", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_pass_id", b"access_pass_id", "binding", b"binding", "created_at", b"created_at", "lifetime_minutes", b"lifetime_minutes", "one_time", b"one_time", "start_at", b"start_at", "usability", b"usability", "usable", b"usable", "user_id", b"user_id", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AccessPass: _TypeAlias = AccessPass  # noqa: Y015
+
+@_typing.final
+class DeviceBinding(_message.Message):
+    """A device, known before it is registered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDORSEMENT_KEY_HASH_FIELD_NUMBER: _builtins.int
+    AAGUID_FIELD_NUMBER: _builtins.int
+    endorsement_key_hash: _builtins.bytes
+    """SHA-256 of the endorsement key's SubjectPublicKeyInfo, 32 bytes: one TPM."""
+    aaguid: _builtins.str
+    """A model of FIDO2 authenticators, as a UUID. It has to be proved."""
+    def __init__(
+        self,
+        *,
+        endorsement_key_hash: _builtins.bytes = ...,
+        aaguid: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["aaguid", b"aaguid", "device", b"device", "endorsement_key_hash", b"endorsement_key_hash"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aaguid", b"aaguid", "device", b"device", "endorsement_key_hash", b"endorsement_key_hash"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_device: _TypeAlias = _typing.Literal["endorsement_key_hash", "aaguid"]  # noqa: Y015
+    _WhichOneofArgType_device: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_device) -> _WhichOneofReturnType_device | None: ...
+
+Global___DeviceBinding: _TypeAlias = DeviceBinding  # noqa: Y015
 
 @_typing.final
 class Policy(_message.Message):
@@ -192,6 +261,9 @@ class Policy(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
     SECURITY_KEY_FIELD_NUMBER: _builtins.int
+    SIGN_IN_FIELD_NUMBER: _builtins.int
+    APPS_FIELD_NUMBER: _builtins.int
+    CAMPAIGNS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     @_builtins.property
     def approval(self) -> Global___ApprovalPolicy: ...
@@ -205,6 +277,16 @@ class Policy(_message.Message):
     def health(self) -> Global___HealthPolicy: ...
     @_builtins.property
     def security_key(self) -> Global___SecurityKeyPolicy: ...
+    @_builtins.property
+    def sign_in(self) -> Global___SignInPolicy: ...
+    @_builtins.property
+    def apps(self) -> _containers.RepeatedCompositeFieldContainer[Global___AppPolicy]:
+        """At most 64, one for an app."""
+
+    @_builtins.property
+    def campaigns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Campaign]:
+        """At most 16."""
+
     def __init__(
         self,
         *,
@@ -215,14 +297,152 @@ class Policy(_message.Message):
         session: Global___SessionPolicy | None = ...,
         health: Global___HealthPolicy | None = ...,
         security_key: Global___SecurityKeyPolicy | None = ...,
+        sign_in: Global___SignInPolicy | None = ...,
+        apps: _abc.Iterable[Global___AppPolicy] | None = ...,
+        campaigns: _abc.Iterable[Global___Campaign] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["access_pass", b"access_pass", "approval", b"approval", "health", b"health", "registration", b"registration", "security_key", b"security_key", "session", b"session"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access_pass", b"access_pass", "approval", b"approval", "health", b"health", "registration", b"registration", "security_key", b"security_key", "session", b"session", "sign_in", b"sign_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_pass", b"access_pass", "approval", b"approval", "health", b"health", "registration", b"registration", "security_key", b"security_key", "session", b"session", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_pass", b"access_pass", "approval", b"approval", "apps", b"apps", "campaigns", b"campaigns", "health", b"health", "registration", b"registration", "security_key", b"security_key", "session", b"session", "sign_in", b"sign_in", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Policy: _TypeAlias = Policy  # noqa: Y015
+
+@_typing.final
+class Targets(_message.Message):
+    """Whom a method is for. Excludes win over includes. Ids, not names: a name can change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVERYBODY_FIELD_NUMBER: _builtins.int
+    INCLUDE_USERS_FIELD_NUMBER: _builtins.int
+    INCLUDE_GROUPS_FIELD_NUMBER: _builtins.int
+    EXCLUDE_USERS_FIELD_NUMBER: _builtins.int
+    EXCLUDE_GROUPS_FIELD_NUMBER: _builtins.int
+    everybody: _builtins.bool
+    """Everybody, whatever the includes say. Default true."""
+    @_builtins.property
+    def include_users(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def include_groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def exclude_users(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def exclude_groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        everybody: _builtins.bool = ...,
+        include_users: _abc.Iterable[_builtins.str] | None = ...,
+        include_groups: _abc.Iterable[_builtins.str] | None = ...,
+        exclude_users: _abc.Iterable[_builtins.str] | None = ...,
+        exclude_groups: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["everybody", b"everybody", "exclude_groups", b"exclude_groups", "exclude_users", b"exclude_users", "include_groups", b"include_groups", "include_users", b"include_users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Targets: _TypeAlias = Targets  # noqa: Y015
+
+@_typing.final
+class SignInPolicy(_message.Message):
+    """What all methods have in common."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISCLOSE_METHODS_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    disclose_methods: _builtins.bool
+    """Whoever names a user is told which methods that user prefers, and that there is a usable access pass, as in products
+    that ask for the name first. It tells strangers who exists. Default false: only clients that the user has signed in
+    at before are told.
+    """
+    profile: _builtins.str
+    """`` or `nist-800-63b-4`: numbers of at least 6 digits, no legacy numbers, 100 misses at most."""
+    def __init__(
+        self,
+        *,
+        disclose_methods: _builtins.bool = ...,
+        profile: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disclose_methods", b"disclose_methods", "profile", b"profile"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignInPolicy: _TypeAlias = SignInPolicy  # noqa: Y015
+
+@_typing.final
+class AppPolicy(_message.Message):
+    """What one app asks for, beyond what policy asks of everybody. The stricter of the two counts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    REQUIRED_ASSURANCE_FIELD_NUMBER: _builtins.int
+    PHISHING_RESISTANT_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """The id that its clients say, or the audience of its tokens; 1 to 256 characters. Clients say themselves which app they
+    are: where an app has an audience that is not its id, it is the rule of the audience that nobody gets around.
+    """
+    phishing_resistant: _builtins.bool
+    """Matching a number is not enough."""
+    @_builtins.property
+    def required_assurance(self) -> _common_pb2.AssuranceRequirement: ...
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        required_assurance: _common_pb2.AssuranceRequirement | None = ...,
+        phishing_resistant: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["required_assurance", b"required_assurance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "phishing_resistant", b"phishing_resistant", "required_assurance", b"required_assurance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AppPolicy: _TypeAlias = AppPolicy  # noqa: Y015
+
+@_typing.final
+class Campaign(_message.Message):
+    """Until when users have to have registered a method."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    REQUIRED_ASSURANCE_FIELD_NUMBER: _builtins.int
+    REQUIRED_BY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Shown to people, 1 to 64 characters, one campaign of a name."""
+    required_by: _builtins.int
+    """Seconds since the epoch. Afterwards whoever has none signs in to this server only, to register one."""
+    @_builtins.property
+    def targets(self) -> Global___Targets: ...
+    @_builtins.property
+    def required_assurance(self) -> _common_pb2.AssuranceRequirement:
+        """What has to be registered: a key that reaches this."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        targets: Global___Targets | None = ...,
+        required_assurance: _common_pb2.AssuranceRequirement | None = ...,
+        required_by: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["required_assurance", b"required_assurance", "targets", b"targets"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "required_assurance", b"required_assurance", "required_by", b"required_by", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Campaign: _TypeAlias = Campaign  # noqa: Y015
 
 @_typing.final
 class ApprovalPolicy(_message.Message):
@@ -234,6 +454,8 @@ class ApprovalPolicy(_message.Message):
     REQUIRED_ASSURANCE_FIELD_NUMBER: _builtins.int
     NUMBER_MISSES_FIELD_NUMBER: _builtins.int
     BEGINS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    LEGACY_CHOICE_OF_THREE_FIELD_NUMBER: _builtins.int
     enabled: _builtins.bool
     number_digits: _builtins.int
     """2..8, default 2."""
@@ -242,13 +464,19 @@ class ApprovalPolicy(_message.Message):
     number_misses: _builtins.int
     """Wrong numbers in a row before the method rests, 1..100, default 10."""
     begins_per_minute: _builtins.int
-    """Sign-ins that may be begun for one user in a minute, 1..6000, default 10. As many again with a security key at the
-    client.
+    """Sign-ins that may be begun for one user in a minute without one of them being approved, 1..6000, default 3. As many
+    again with a security key at the client, and as many again for clients that the user has signed in at before.
+    """
+    legacy_choice_of_three: _builtins.bool
+    """Legacy: the device shows three numbers and the person chooses, as older products do. Weaker: one in three by chance.
+    Never for administrators. Default false.
     """
     @_builtins.property
     def required_assurance(self) -> _common_pb2.AssuranceRequirement:
         """Least assurance of the credential that approves."""
 
+    @_builtins.property
+    def targets(self) -> Global___Targets: ...
     def __init__(
         self,
         *,
@@ -258,10 +486,12 @@ class ApprovalPolicy(_message.Message):
         required_assurance: _common_pb2.AssuranceRequirement | None = ...,
         number_misses: _builtins.int = ...,
         begins_per_minute: _builtins.int = ...,
+        targets: Global___Targets | None = ...,
+        legacy_choice_of_three: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["required_assurance", b"required_assurance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["required_assurance", b"required_assurance", "targets", b"targets"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begins_per_minute", b"begins_per_minute", "enabled", b"enabled", "lifetime_seconds", b"lifetime_seconds", "number_digits", b"number_digits", "number_misses", b"number_misses", "required_assurance", b"required_assurance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begins_per_minute", b"begins_per_minute", "enabled", b"enabled", "legacy_choice_of_three", b"legacy_choice_of_three", "lifetime_seconds", b"lifetime_seconds", "number_digits", b"number_digits", "number_misses", b"number_misses", "required_assurance", b"required_assurance", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -277,6 +507,7 @@ class AccessPassPolicy(_message.Message):
     DEFAULT_LIFETIME_MINUTES_FIELD_NUMBER: _builtins.int
     ONE_TIME_REQUIRED_FIELD_NUMBER: _builtins.int
     LENGTH_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
     enabled: _builtins.bool
     minimum_lifetime_minutes: _builtins.int
     """Minutes, 10..43200, minimum <= default <= maximum."""
@@ -286,6 +517,8 @@ class AccessPassPolicy(_message.Message):
     """True: every pass can be used once only."""
     length: _builtins.int
     """Characters, 8..48."""
+    @_builtins.property
+    def targets(self) -> Global___Targets: ...
     def __init__(
         self,
         *,
@@ -295,10 +528,11 @@ class AccessPassPolicy(_message.Message):
         default_lifetime_minutes: _builtins.int = ...,
         one_time_required: _builtins.bool = ...,
         length: _builtins.int = ...,
+        targets: Global___Targets | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["targets", b"targets"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_lifetime_minutes", b"default_lifetime_minutes", "enabled", b"enabled", "length", b"length", "maximum_lifetime_minutes", b"maximum_lifetime_minutes", "minimum_lifetime_minutes", b"minimum_lifetime_minutes", "one_time_required", b"one_time_required"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_lifetime_minutes", b"default_lifetime_minutes", "enabled", b"enabled", "length", b"length", "maximum_lifetime_minutes", b"maximum_lifetime_minutes", "minimum_lifetime_minutes", b"minimum_lifetime_minutes", "one_time_required", b"one_time_required", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -386,21 +620,25 @@ class SecurityKeyPolicy(_message.Message):
 
     ENABLED_FIELD_NUMBER: _builtins.int
     REQUIRED_ASSURANCE_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
     enabled: _builtins.bool
     """Default true."""
     @_builtins.property
     def required_assurance(self) -> _common_pb2.AssuranceRequirement:
         """Least assurance of the credential."""
 
+    @_builtins.property
+    def targets(self) -> Global___Targets: ...
     def __init__(
         self,
         *,
         enabled: _builtins.bool = ...,
         required_assurance: _common_pb2.AssuranceRequirement | None = ...,
+        targets: Global___Targets | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["required_assurance", b"required_assurance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["required_assurance", b"required_assurance", "targets", b"targets"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["enabled", b"enabled", "required_assurance", b"required_assurance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enabled", b"enabled", "required_assurance", b"required_assurance", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -446,18 +684,24 @@ class SessionPolicy(_message.Message):
 
     ACCESS_TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
     SESSION_SECONDS_FIELD_NUMBER: _builtins.int
+    PROOF_REQUIRED_FIELD_NUMBER: _builtins.int
     access_token_seconds: _builtins.int
     """Seconds."""
     session_seconds: _builtins.int
+    proof_required: _builtins.bool
+    """Every call of this server's services in a session with a proof key has to be proved with that key (see "Proof of
+    possession" in proto/README.md). A stolen access token alone opens nothing then.
+    """
     def __init__(
         self,
         *,
         access_token_seconds: _builtins.int = ...,
         session_seconds: _builtins.int = ...,
+        proof_required: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_token_seconds", b"access_token_seconds", "session_seconds", b"session_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_token_seconds", b"access_token_seconds", "proof_required", b"proof_required", "session_seconds", b"session_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -469,17 +713,21 @@ class CreateTenantRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     ADMINISTRATOR_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     administrator: _builtins.str
+    request_id: _builtins.str
+    """See "Idempotent requests" in proto/README.md."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         administrator: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["administrator", b"administrator", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["administrator", b"administrator", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -567,20 +815,32 @@ class CreateUserRequest(_message.Message):
     USERNAME_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     username: _builtins.str
     display_name: _builtins.str
     role: Global___Role.ValueType
     """Default: user."""
+    kind: _common_pb2.UserKind.ValueType
+    """Default: member."""
+    request_id: _builtins.str
+    """See "Idempotent requests" in proto/README.md."""
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         username: _builtins.str = ...,
         display_name: _builtins.str = ...,
         role: Global___Role.ValueType = ...,
+        kind: _common_pb2.UserKind.ValueType = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "role", b"role", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "display_name", b"display_name", "kind", b"kind", "request_id", b"request_id", "role", b"role", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -654,15 +914,19 @@ class DeleteUserRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     USERNAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     username: _builtins.str
+    request_id: _builtins.str
+    """See "Idempotent requests" in proto/README.md."""
     def __init__(
         self,
         *,
         username: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -698,12 +962,20 @@ class CreateAccessPassRequest(_message.Message):
     START_AT_FIELD_NUMBER: _builtins.int
     LIFETIME_MINUTES_FIELD_NUMBER: _builtins.int
     ONE_TIME_FIELD_NUMBER: _builtins.int
+    BINDING_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     username: _builtins.str
     start_at: _builtins.int
     """Default: now."""
     lifetime_minutes: _builtins.int
     """Default: the policy's."""
     one_time: _builtins.bool
+    request_id: _builtins.str
+    """See "Idempotent requests" in proto/README.md."""
+    @_builtins.property
+    def binding(self) -> Global___DeviceBinding:
+        """Default: any device."""
+
     def __init__(
         self,
         *,
@@ -711,10 +983,12 @@ class CreateAccessPassRequest(_message.Message):
         start_at: _builtins.int = ...,
         lifetime_minutes: _builtins.int = ...,
         one_time: _builtins.bool = ...,
+        binding: Global___DeviceBinding | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["binding", b"binding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lifetime_minutes", b"lifetime_minutes", "one_time", b"one_time", "start_at", b"start_at", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binding", b"binding", "lifetime_minutes", b"lifetime_minutes", "one_time", b"one_time", "request_id", b"request_id", "start_at", b"start_at", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -743,6 +1017,72 @@ class CreateAccessPassResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateAccessPassResponse: _TypeAlias = CreateAccessPassResponse  # noqa: Y015
+
+@_typing.final
+class ReplaceAccessPassRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USERNAME_FIELD_NUMBER: _builtins.int
+    START_AT_FIELD_NUMBER: _builtins.int
+    LIFETIME_MINUTES_FIELD_NUMBER: _builtins.int
+    ONE_TIME_FIELD_NUMBER: _builtins.int
+    BINDING_FIELD_NUMBER: _builtins.int
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    username: _builtins.str
+    start_at: _builtins.int
+    lifetime_minutes: _builtins.int
+    one_time: _builtins.bool
+    sessions: Global___SessionsOnReplace.ValueType
+    request_id: _builtins.str
+    """See "Idempotent requests" in proto/README.md."""
+    @_builtins.property
+    def binding(self) -> Global___DeviceBinding: ...
+    def __init__(
+        self,
+        *,
+        username: _builtins.str = ...,
+        start_at: _builtins.int = ...,
+        lifetime_minutes: _builtins.int = ...,
+        one_time: _builtins.bool = ...,
+        binding: Global___DeviceBinding | None = ...,
+        sessions: Global___SessionsOnReplace.ValueType = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["binding", b"binding"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binding", b"binding", "lifetime_minutes", b"lifetime_minutes", "one_time", b"one_time", "request_id", b"request_id", "sessions", b"sessions", "start_at", b"start_at", "username", b"username"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplaceAccessPassRequest: _TypeAlias = ReplaceAccessPassRequest  # noqa: Y015
+
+@_typing.final
+class ReplaceAccessPassResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCESS_PASS_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    REVOKED_SESSIONS_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    """Shown once."""
+    revoked_sessions: _builtins.int
+    @_builtins.property
+    def access_pass(self) -> Global___AccessPass: ...
+    def __init__(
+        self,
+        *,
+        access_pass: Global___AccessPass | None = ...,
+        code: _builtins.str = ...,
+        revoked_sessions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access_pass", b"access_pass"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_pass", b"access_pass", "code", b"code", "revoked_sessions", b"revoked_sessions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplaceAccessPassResponse: _TypeAlias = ReplaceAccessPassResponse  # noqa: Y015
 
 @_typing.final
 class ListAccessPassesRequest(_message.Message):
@@ -796,15 +1136,19 @@ class DeleteAccessPassRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     USERNAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     username: _builtins.str
+    request_id: _builtins.str
+    """See "Idempotent requests" in proto/README.md."""
     def __init__(
         self,
         *,
         username: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -881,15 +1225,19 @@ class AdminRemoveDeviceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DEVICE_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
+    request_id: _builtins.str
+    """See "Idempotent requests" in proto/README.md."""
     def __init__(
         self,
         *,
         device_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -920,18 +1268,22 @@ class AcceptDeviceHealthRequest(_message.Message):
 
     DEVICE_ID_FIELD_NUMBER: _builtins.int
     REPORTED_AT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     reported_at: _builtins.int
     """`TpmDevice.reported_at` of the report that was looked at."""
+    request_id: _builtins.str
+    """See "Idempotent requests" in proto/README.md."""
     def __init__(
         self,
         *,
         device_id: _builtins.str = ...,
         reported_at: _builtins.int = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "reported_at", b"reported_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "reported_at", b"reported_at", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -998,8 +1350,11 @@ class UpdatePolicyRequest(_message.Message):
 
     POLICY_FIELD_NUMBER: _builtins.int
     ACCEPT_LOCK_OUT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     accept_lock_out: _builtins.bool
     """Save it even if the caller cannot sign in again by it."""
+    request_id: _builtins.str
+    """See "Idempotent requests" in proto/README.md."""
     @_builtins.property
     def policy(self) -> Global___Policy: ...
     def __init__(
@@ -1007,10 +1362,11 @@ class UpdatePolicyRequest(_message.Message):
         *,
         policy: Global___Policy | None = ...,
         accept_lock_out: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_lock_out", b"accept_lock_out", "policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_lock_out", b"accept_lock_out", "policy", b"policy", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1068,6 +1424,8 @@ class AuditRecord(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     DETAILS_FIELD_NUMBER: _builtins.int
+    CHAIN_NUMBER_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     at: _builtins.int
     action: _builtins.str
@@ -1078,6 +1436,11 @@ class AuditRecord(_message.Message):
     user_id: _builtins.str
     outcome: _builtins.str
     """`ok` or the precise reason of the refusal."""
+    chain_number: _builtins.int
+    """Number in the tenant's chain, from 1, and the hash of the record: see "Audit" in proto/README.md. 0 and empty in records
+    from before there was a chain.
+    """
+    hash: _builtins.bytes
     @_builtins.property
     def details(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
@@ -1091,10 +1454,12 @@ class AuditRecord(_message.Message):
         user_id: _builtins.str = ...,
         outcome: _builtins.str = ...,
         details: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        chain_number: _builtins.int = ...,
+        hash: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "at", b"at", "details", b"details", "outcome", b"outcome", "sequence", b"sequence", "subject", b"subject", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "at", b"at", "chain_number", b"chain_number", "details", b"details", "hash", b"hash", "outcome", b"outcome", "sequence", b"sequence", "subject", b"subject", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -64,6 +64,11 @@ class AdministrationServiceStub(object):
                 request_serializer=keyvouch_dot_v1_dot_administration__pb2.CreateAccessPassRequest.SerializeToString,
                 response_deserializer=keyvouch_dot_v1_dot_administration__pb2.CreateAccessPassResponse.FromString,
                 _registered_method=True)
+        self.ReplaceAccessPass = channel.unary_unary(
+                '/keyvouch.v1.AdministrationService/ReplaceAccessPass',
+                request_serializer=keyvouch_dot_v1_dot_administration__pb2.ReplaceAccessPassRequest.SerializeToString,
+                response_deserializer=keyvouch_dot_v1_dot_administration__pb2.ReplaceAccessPassResponse.FromString,
+                _registered_method=True)
         self.ListAccessPasses = channel.unary_unary(
                 '/keyvouch.v1.AdministrationService/ListAccessPasses',
                 request_serializer=keyvouch_dot_v1_dot_administration__pb2.ListAccessPassesRequest.SerializeToString,
@@ -155,6 +160,17 @@ class AdministrationServiceServicer(object):
 
         ALREADY_EXISTS  access_pass_exists
         INVALID_ARGUMENT  field_invalid (lifetime, start)
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplaceAccessPass(self, request, context):
+        """Puts a new pass in the place of the user's pass, valid or not, in one step; what becomes of the sessions is said in the
+        request. As CreateAccessPass.
+
+        NOT_FOUND  access_pass_none (nothing to replace)
+        INVALID_ARGUMENT  field_invalid (lifetime, start, sessions not said)
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -255,6 +271,11 @@ def add_AdministrationServiceServicer_to_server(servicer, server):
                     servicer.CreateAccessPass,
                     request_deserializer=keyvouch_dot_v1_dot_administration__pb2.CreateAccessPassRequest.FromString,
                     response_serializer=keyvouch_dot_v1_dot_administration__pb2.CreateAccessPassResponse.SerializeToString,
+            ),
+            'ReplaceAccessPass': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplaceAccessPass,
+                    request_deserializer=keyvouch_dot_v1_dot_administration__pb2.ReplaceAccessPassRequest.FromString,
+                    response_serializer=keyvouch_dot_v1_dot_administration__pb2.ReplaceAccessPassResponse.SerializeToString,
             ),
             'ListAccessPasses': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAccessPasses,
@@ -459,6 +480,33 @@ class AdministrationService(object):
             '/keyvouch.v1.AdministrationService/CreateAccessPass',
             keyvouch_dot_v1_dot_administration__pb2.CreateAccessPassRequest.SerializeToString,
             keyvouch_dot_v1_dot_administration__pb2.CreateAccessPassResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplaceAccessPass(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyvouch.v1.AdministrationService/ReplaceAccessPass',
+            keyvouch_dot_v1_dot_administration__pb2.ReplaceAccessPassRequest.SerializeToString,
+            keyvouch_dot_v1_dot_administration__pb2.ReplaceAccessPassResponse.FromString,
             options,
             channel_credentials,
             insecure,

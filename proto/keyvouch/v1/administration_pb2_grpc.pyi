@@ -60,6 +60,13 @@ class AdministrationServiceStub:
     ALREADY_EXISTS  access_pass_exists
     INVALID_ARGUMENT  field_invalid (lifetime, start)
     """
+    ReplaceAccessPass: _grpc.UnaryUnaryMultiCallable[_administration_pb2.ReplaceAccessPassRequest, _administration_pb2.ReplaceAccessPassResponse]
+    """Puts a new pass in the place of the user's pass, valid or not, in one step; what becomes of the sessions is said in the
+    request. As CreateAccessPass.
+
+    NOT_FOUND  access_pass_none (nothing to replace)
+    INVALID_ARGUMENT  field_invalid (lifetime, start, sessions not said)
+    """
     ListAccessPasses: _grpc.UnaryUnaryMultiCallable[_administration_pb2.ListAccessPassesRequest, _administration_pb2.ListAccessPassesResponse]
     """Details without the code. As CreateAccessPass, and Global Reader."""
     DeleteAccessPass: _grpc.UnaryUnaryMultiCallable[_administration_pb2.DeleteAccessPassRequest, _administration_pb2.DeleteAccessPassResponse]
@@ -111,6 +118,13 @@ class AdministrationServiceAsyncStub(AdministrationServiceStub):
 
     ALREADY_EXISTS  access_pass_exists
     INVALID_ARGUMENT  field_invalid (lifetime, start)
+    """
+    ReplaceAccessPass: _aio.UnaryUnaryMultiCallable[_administration_pb2.ReplaceAccessPassRequest, _administration_pb2.ReplaceAccessPassResponse]  # type: ignore[assignment]
+    """Puts a new pass in the place of the user's pass, valid or not, in one step; what becomes of the sessions is said in the
+    request. As CreateAccessPass.
+
+    NOT_FOUND  access_pass_none (nothing to replace)
+    INVALID_ARGUMENT  field_invalid (lifetime, start, sessions not said)
     """
     ListAccessPasses: _aio.UnaryUnaryMultiCallable[_administration_pb2.ListAccessPassesRequest, _administration_pb2.ListAccessPassesResponse]  # type: ignore[assignment]
     """Details without the code. As CreateAccessPass, and Global Reader."""
@@ -196,6 +210,19 @@ class AdministrationServiceServicer(metaclass=_abc_1.ABCMeta):
 
         ALREADY_EXISTS  access_pass_exists
         INVALID_ARGUMENT  field_invalid (lifetime, start)
+        """
+
+    @_abc_1.abstractmethod
+    def ReplaceAccessPass(
+        self,
+        request: _administration_pb2.ReplaceAccessPassRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_administration_pb2.ReplaceAccessPassResponse, _abc.Awaitable[_administration_pb2.ReplaceAccessPassResponse]]:
+        """Puts a new pass in the place of the user's pass, valid or not, in one step; what becomes of the sessions is said in the
+        request. As CreateAccessPass.
+
+        NOT_FOUND  access_pass_none (nothing to replace)
+        INVALID_ARGUMENT  field_invalid (lifetime, start, sessions not said)
         """
 
     @_abc_1.abstractmethod

@@ -24,31 +24,37 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18keyvouch/v1/common.proto\x12\x0bkeyvouch.v1\"\xa6\x01\n\tAssurance\x12+\n\nprotection\x18\x01 \x01(\x0e\x32\x17.keyvouch.v1.Protection\x12/\n\x0cverification\x18\x02 \x01(\x0e\x32\x19.keyvouch.v1.Verification\x12+\n\nprovenance\x18\x03 \x01(\x0e\x32\x17.keyvouch.v1.Provenance\x12\x0e\n\x06\x61nchor\x18\x04 \x01(\t\"\xba\x01\n\x14\x41ssuranceRequirement\x12\x33\n\nprotection\x18\x01 \x01(\x0e\x32\x1f.keyvouch.v1.RequiredProtection\x12/\n\x0cverification\x18\x02 \x01(\x0e\x32\x19.keyvouch.v1.Verification\x12+\n\nprovenance\x18\x03 \x01(\x0e\x32\x17.keyvouch.v1.Provenance\x12\x0f\n\x07\x61nchors\x18\x04 \x03(\t\"\x87\x01\n\rSessionTokens\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x02 \x01(\t\x12\x19\n\x11\x61\x63\x63\x65ss_expires_at\x18\x03 \x01(\x03\x12\x15\n\rrefresh_token\x18\x04 \x01(\t\x12\x1a\n\x12session_expires_at\x18\x05 \x01(\x03\"\x89\x02\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x10\n\x08username\x18\x04 \x01(\t\x12\x11\n\tdevice_id\x18\x05 \x01(\t\x12\x10\n\x08\x61pp_name\x18\x06 \x01(\t\x12\x0b\n\x03\x61mr\x18\x07 \x03(\t\x12\x0b\n\x03\x61\x63r\x18\x08 \x01(\t\x12\x11\n\tauth_time\x18\t \x01(\x03\x12\x12\n\ncreated_at\x18\n \x01(\x03\x12\x12\n\nexpires_at\x18\x0b \x01(\x03\x12\x0f\n\x07revoked\x18\x0c \x01(\x08\x12)\n\tassurance\x18\r \x01(\x0b\x32\x16.keyvouch.v1.Assurance\"\xb7\x02\n\tTpmDevice\x12\x1a\n\x12\x65ndorsement_anchor\x18\x01 \x01(\t\x12\x14\n\x0cmanufacturer\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08\x66irmware\x18\x04 \x01(\t\x12\x1c\n\x14\x65ndorsement_key_hash\x18\x05 \x01(\x0c\x12\x11\n\tpin_limit\x18\x06 \x01(\r\x12\x1a\n\x12\x63hannel_key_in_tpm\x18\x07 \x01(\x08\x12(\n\x06health\x18\x08 \x01(\x0e\x32\x18.keyvouch.v1.HealthState\x12\x13\n\x0breported_at\x18\t \x01(\x03\x12\x10\n\x08\x66indings\x18\n \x03(\t\x12\r\n\x05\x63lock\x18\x0b \x01(\x04\x12\x13\n\x0breset_count\x18\x0c \x01(\r\x12\x15\n\rrestart_count\x18\r \x01(\r\"\xb3\x01\n\nCardDevice\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\x10\n\x08\x66irmware\x18\x02 \x01(\t\x12\x0e\n\x06serial\x18\x03 \x01(\t\x12\x12\n\npin_policy\x18\x04 \x01(\t\x12\x14\n\x0ctouch_policy\x18\x05 \x01(\t\x12\x11\n\tauthority\x18\x06 \x01(\t\x12\x18\n\x10\x63\x65rtificate_hash\x18\x07 \x01(\x0c\x12\x1e\n\x16\x63\x65rtificate_expires_at\x18\x08 \x01(\x03\"\xd0\x02\n\x06\x44\x65vice\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\x12+\n\x08provider\x18\x05 \x01(\x0e\x32\x19.keyvouch.v1.ProviderKind\x12)\n\tassurance\x18\x06 \x01(\x0b\x32\x16.keyvouch.v1.Assurance\x12\x15\n\rcredential_id\x18\x07 \x01(\x0c\x12\x15\n\rregistered_at\x18\x08 \x01(\x03\x12\x14\n\x0clast_used_at\x18\t \x01(\x03\x12\x11\n\tconnected\x18\n \x01(\x08\x12#\n\x03tpm\x18\x0b \x01(\x0b\x32\x16.keyvouch.v1.TpmDevice\x12%\n\x04\x63\x61rd\x18\x0c \x01(\x0b\x32\x17.keyvouch.v1.CardDevice\"*\n\x0bPageRequest\x12\x0c\n\x04size\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\t*\xbb\x01\n\nProtection\x12\x1a\n\x16PROTECTION_UNSPECIFIED\x10\x00\x12\x17\n\x13PROTECTION_SOFTWARE\x10\x01\x12\x12\n\x0ePROTECTION_TPM\x10\x02\x12\x1d\n\x19PROTECTION_SECURE_ELEMENT\x10\x03\x12\x18\n\x14PROTECTION_SMARTCARD\x10\x04\x12\x12\n\x0ePROTECTION_TEE\x10\x05\x12\x17\n\x13PROTECTION_HARDWARE\x10\x06*\x85\x01\n\x0cVerification\x12\x1c\n\x18VERIFICATION_UNSPECIFIED\x10\x00\x12\x15\n\x11VERIFICATION_NONE\x10\x01\x12\x1f\n\x1bVERIFICATION_SOFTWARE_GATED\x10\x02\x12\x1f\n\x1bVERIFICATION_HARDWARE_GATED\x10\x03*\x8b\x01\n\nProvenance\x12\x1a\n\x16PROVENANCE_UNSPECIFIED\x10\x00\x12\x19\n\x15PROVENANCE_UNATTESTED\x10\x01\x12\x13\n\x0fPROVENANCE_SELF\x10\x02\x12\x17\n\x13PROVENANCE_ATTESTED\x10\x03\x12\x18\n\x14PROVENANCE_CERTIFIED\x10\x04*x\n\x12RequiredProtection\x12#\n\x1fREQUIRED_PROTECTION_UNSPECIFIED\x10\x00\x12\x1b\n\x17REQUIRED_PROTECTION_ANY\x10\x01\x12 \n\x1cREQUIRED_PROTECTION_HARDWARE\x10\x02*b\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44\x45\x43ISION_APPROVE\x10\x01\x12\x11\n\rDECISION_DENY\x10\x02\x12\x13\n\x0f\x44\x45\x43ISION_REPORT\x10\x03*\xa5\x02\n\x0bSignInState\x12\x1d\n\x19SIGN_IN_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15SIGN_IN_STATE_PENDING\x10\x01\x12\x1a\n\x16SIGN_IN_STATE_APPROVED\x10\x02\x12\x18\n\x14SIGN_IN_STATE_DENIED\x10\x03\x12\x1a\n\x16SIGN_IN_STATE_REPORTED\x10\x04\x12\x18\n\x14SIGN_IN_STATE_FAILED\x10\x05\x12\x19\n\x15SIGN_IN_STATE_EXPIRED\x10\x06\x12\x1c\n\x18SIGN_IN_STATE_SUPERSEDED\x10\x07\x12\x1b\n\x17SIGN_IN_STATE_CANCELLED\x10\x08\x12\x1a\n\x16SIGN_IN_STATE_CONSUMED\x10\t*\x8c\x01\n\x0cSignInMethod\x12\x1e\n\x1aSIGN_IN_METHOD_UNSPECIFIED\x10\x00\x12\x1b\n\x17SIGN_IN_METHOD_APPROVAL\x10\x01\x12\x1e\n\x1aSIGN_IN_METHOD_ACCESS_PASS\x10\x02\x12\x1f\n\x1bSIGN_IN_METHOD_SECURITY_KEY\x10\x03*\x96\x01\n\x0cProviderKind\x12\x1d\n\x19PROVIDER_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16PROVIDER_KIND_SOFTWARE\x10\x01\x12\x15\n\x11PROVIDER_KIND_TPM\x10\x02\x12\x17\n\x13PROVIDER_KIND_FIDO2\x10\x03\x12\x1b\n\x17PROVIDER_KIND_SMARTCARD\x10\x04*u\n\x0bHealthState\x12\x1c\n\x18HEALTH_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11HEALTH_STATE_GOOD\x10\x01\x12\x18\n\x14HEALTH_STATE_DRIFTED\x10\x02\x12\x17\n\x13HEALTH_STATE_FAILED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18keyvouch/v1/common.proto\x12\x0bkeyvouch.v1\"\xa6\x01\n\tAssurance\x12+\n\nprotection\x18\x01 \x01(\x0e\x32\x17.keyvouch.v1.Protection\x12/\n\x0cverification\x18\x02 \x01(\x0e\x32\x19.keyvouch.v1.Verification\x12+\n\nprovenance\x18\x03 \x01(\x0e\x32\x17.keyvouch.v1.Provenance\x12\x0e\n\x06\x61nchor\x18\x04 \x01(\t\"\xba\x01\n\x14\x41ssuranceRequirement\x12\x33\n\nprotection\x18\x01 \x01(\x0e\x32\x1f.keyvouch.v1.RequiredProtection\x12/\n\x0cverification\x18\x02 \x01(\x0e\x32\x19.keyvouch.v1.Verification\x12+\n\nprovenance\x18\x03 \x01(\x0e\x32\x17.keyvouch.v1.Provenance\x12\x0f\n\x07\x61nchors\x18\x04 \x03(\t\"\x87\x01\n\rSessionTokens\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x02 \x01(\t\x12\x19\n\x11\x61\x63\x63\x65ss_expires_at\x18\x03 \x01(\x03\x12\x15\n\rrefresh_token\x18\x04 \x01(\t\x12\x1a\n\x12session_expires_at\x18\x05 \x01(\x03\"\xb1\x02\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x10\n\x08username\x18\x04 \x01(\t\x12\x11\n\tdevice_id\x18\x05 \x01(\t\x12\x10\n\x08\x61pp_name\x18\x06 \x01(\t\x12\x0b\n\x03\x61mr\x18\x07 \x03(\t\x12\x0b\n\x03\x61\x63r\x18\x08 \x01(\t\x12\x11\n\tauth_time\x18\t \x01(\x03\x12\x12\n\ncreated_at\x18\n \x01(\x03\x12\x12\n\nexpires_at\x18\x0b \x01(\x03\x12\x0f\n\x07revoked\x18\x0c \x01(\x08\x12)\n\tassurance\x18\r \x01(\x0b\x32\x16.keyvouch.v1.Assurance\x12\x15\n\rrevoke_reason\x18\x0e \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x0f \x01(\t\"\xb7\x02\n\tTpmDevice\x12\x1a\n\x12\x65ndorsement_anchor\x18\x01 \x01(\t\x12\x14\n\x0cmanufacturer\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08\x66irmware\x18\x04 \x01(\t\x12\x1c\n\x14\x65ndorsement_key_hash\x18\x05 \x01(\x0c\x12\x11\n\tpin_limit\x18\x06 \x01(\r\x12\x1a\n\x12\x63hannel_key_in_tpm\x18\x07 \x01(\x08\x12(\n\x06health\x18\x08 \x01(\x0e\x32\x18.keyvouch.v1.HealthState\x12\x13\n\x0breported_at\x18\t \x01(\x03\x12\x10\n\x08\x66indings\x18\n \x03(\t\x12\r\n\x05\x63lock\x18\x0b \x01(\x04\x12\x13\n\x0breset_count\x18\x0c \x01(\r\x12\x15\n\rrestart_count\x18\r \x01(\r\"\xb3\x01\n\nCardDevice\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\x10\n\x08\x66irmware\x18\x02 \x01(\t\x12\x0e\n\x06serial\x18\x03 \x01(\t\x12\x12\n\npin_policy\x18\x04 \x01(\t\x12\x14\n\x0ctouch_policy\x18\x05 \x01(\t\x12\x11\n\tauthority\x18\x06 \x01(\t\x12\x18\n\x10\x63\x65rtificate_hash\x18\x07 \x01(\x0c\x12\x1e\n\x16\x63\x65rtificate_expires_at\x18\x08 \x01(\x03\"\xe0\x02\n\x06\x44\x65vice\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\x12+\n\x08provider\x18\x05 \x01(\x0e\x32\x19.keyvouch.v1.ProviderKind\x12)\n\tassurance\x18\x06 \x01(\x0b\x32\x16.keyvouch.v1.Assurance\x12\x15\n\rcredential_id\x18\x07 \x01(\x0c\x12\x15\n\rregistered_at\x18\x08 \x01(\x03\x12\x14\n\x0clast_used_at\x18\t \x01(\x03\x12\x11\n\tconnected\x18\n \x01(\x08\x12#\n\x03tpm\x18\x0b \x01(\x0b\x32\x16.keyvouch.v1.TpmDevice\x12%\n\x04\x63\x61rd\x18\x0c \x01(\x0b\x32\x17.keyvouch.v1.CardDevice\x12\x0e\n\x06\x61\x61guid\x18\r \x01(\x0c\"*\n\x0bPageRequest\x12\x0c\n\x04size\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\t\"f\n\x0bRuleVerdict\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.keyvouch.v1.RuleOutcome\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x83\x01\n\x0e\x43\x61mpaignNotice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0brequired_by\x18\x02 \x01(\x03\x12\x0f\n\x07overdue\x18\x03 \x01(\x08\x12=\n\x12required_assurance\x18\x04 \x01(\x0b\x32!.keyvouch.v1.AssuranceRequirement*\xbb\x01\n\nProtection\x12\x1a\n\x16PROTECTION_UNSPECIFIED\x10\x00\x12\x17\n\x13PROTECTION_SOFTWARE\x10\x01\x12\x12\n\x0ePROTECTION_TPM\x10\x02\x12\x1d\n\x19PROTECTION_SECURE_ELEMENT\x10\x03\x12\x18\n\x14PROTECTION_SMARTCARD\x10\x04\x12\x12\n\x0ePROTECTION_TEE\x10\x05\x12\x17\n\x13PROTECTION_HARDWARE\x10\x06*\x85\x01\n\x0cVerification\x12\x1c\n\x18VERIFICATION_UNSPECIFIED\x10\x00\x12\x15\n\x11VERIFICATION_NONE\x10\x01\x12\x1f\n\x1bVERIFICATION_SOFTWARE_GATED\x10\x02\x12\x1f\n\x1bVERIFICATION_HARDWARE_GATED\x10\x03*\x8b\x01\n\nProvenance\x12\x1a\n\x16PROVENANCE_UNSPECIFIED\x10\x00\x12\x19\n\x15PROVENANCE_UNATTESTED\x10\x01\x12\x13\n\x0fPROVENANCE_SELF\x10\x02\x12\x17\n\x13PROVENANCE_ATTESTED\x10\x03\x12\x18\n\x14PROVENANCE_CERTIFIED\x10\x04*x\n\x12RequiredProtection\x12#\n\x1fREQUIRED_PROTECTION_UNSPECIFIED\x10\x00\x12\x1b\n\x17REQUIRED_PROTECTION_ANY\x10\x01\x12 \n\x1cREQUIRED_PROTECTION_HARDWARE\x10\x02*b\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44\x45\x43ISION_APPROVE\x10\x01\x12\x11\n\rDECISION_DENY\x10\x02\x12\x13\n\x0f\x44\x45\x43ISION_REPORT\x10\x03*\xa5\x02\n\x0bSignInState\x12\x1d\n\x19SIGN_IN_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15SIGN_IN_STATE_PENDING\x10\x01\x12\x1a\n\x16SIGN_IN_STATE_APPROVED\x10\x02\x12\x18\n\x14SIGN_IN_STATE_DENIED\x10\x03\x12\x1a\n\x16SIGN_IN_STATE_REPORTED\x10\x04\x12\x18\n\x14SIGN_IN_STATE_FAILED\x10\x05\x12\x19\n\x15SIGN_IN_STATE_EXPIRED\x10\x06\x12\x1c\n\x18SIGN_IN_STATE_SUPERSEDED\x10\x07\x12\x1b\n\x17SIGN_IN_STATE_CANCELLED\x10\x08\x12\x1a\n\x16SIGN_IN_STATE_CONSUMED\x10\t*\x8c\x01\n\x0cSignInMethod\x12\x1e\n\x1aSIGN_IN_METHOD_UNSPECIFIED\x10\x00\x12\x1b\n\x17SIGN_IN_METHOD_APPROVAL\x10\x01\x12\x1e\n\x1aSIGN_IN_METHOD_ACCESS_PASS\x10\x02\x12\x1f\n\x1bSIGN_IN_METHOD_SECURITY_KEY\x10\x03*\x96\x01\n\x0cProviderKind\x12\x1d\n\x19PROVIDER_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16PROVIDER_KIND_SOFTWARE\x10\x01\x12\x15\n\x11PROVIDER_KIND_TPM\x10\x02\x12\x17\n\x13PROVIDER_KIND_FIDO2\x10\x03\x12\x1b\n\x17PROVIDER_KIND_SMARTCARD\x10\x04*u\n\x0bHealthState\x12\x1c\n\x18HEALTH_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11HEALTH_STATE_GOOD\x10\x01\x12\x18\n\x14HEALTH_STATE_DRIFTED\x10\x02\x12\x17\n\x13HEALTH_STATE_FAILED\x10\x03*P\n\x08UserKind\x12\x19\n\x15USER_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10USER_KIND_MEMBER\x10\x01\x12\x13\n\x0fUSER_KIND_GUEST\x10\x02*q\n\nDeviceFate\x12\x1b\n\x17\x44\x45VICE_FATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44\x45VICE_FATE_UNUSED\x10\x01\x12\x18\n\x14\x44\x45VICE_FATE_REPLACED\x10\x02\x12\x14\n\x10\x44\x45VICE_FATE_LOST\x10\x03*\x7f\n\x0bRuleOutcome\x12\x1c\n\x18RULE_OUTCOME_UNSPECIFIED\x10\x00\x12\x18\n\x14RULE_OUTCOME_ALLOWED\x10\x01\x12\x18\n\x14RULE_OUTCOME_REFUSED\x10\x02\x12\x1e\n\x1aRULE_OUTCOME_NOT_CONCERNED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'keyvouch.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PROTECTION']._serialized_start=1685
-  _globals['_PROTECTION']._serialized_end=1872
-  _globals['_VERIFICATION']._serialized_start=1875
-  _globals['_VERIFICATION']._serialized_end=2008
-  _globals['_PROVENANCE']._serialized_start=2011
-  _globals['_PROVENANCE']._serialized_end=2150
-  _globals['_REQUIREDPROTECTION']._serialized_start=2152
-  _globals['_REQUIREDPROTECTION']._serialized_end=2272
-  _globals['_DECISION']._serialized_start=2274
-  _globals['_DECISION']._serialized_end=2372
-  _globals['_SIGNINSTATE']._serialized_start=2375
-  _globals['_SIGNINSTATE']._serialized_end=2668
-  _globals['_SIGNINMETHOD']._serialized_start=2671
-  _globals['_SIGNINMETHOD']._serialized_end=2811
-  _globals['_PROVIDERKIND']._serialized_start=2814
-  _globals['_PROVIDERKIND']._serialized_end=2964
-  _globals['_HEALTHSTATE']._serialized_start=2966
-  _globals['_HEALTHSTATE']._serialized_end=3083
+  _globals['_PROTECTION']._serialized_start=1979
+  _globals['_PROTECTION']._serialized_end=2166
+  _globals['_VERIFICATION']._serialized_start=2169
+  _globals['_VERIFICATION']._serialized_end=2302
+  _globals['_PROVENANCE']._serialized_start=2305
+  _globals['_PROVENANCE']._serialized_end=2444
+  _globals['_REQUIREDPROTECTION']._serialized_start=2446
+  _globals['_REQUIREDPROTECTION']._serialized_end=2566
+  _globals['_DECISION']._serialized_start=2568
+  _globals['_DECISION']._serialized_end=2666
+  _globals['_SIGNINSTATE']._serialized_start=2669
+  _globals['_SIGNINSTATE']._serialized_end=2962
+  _globals['_SIGNINMETHOD']._serialized_start=2965
+  _globals['_SIGNINMETHOD']._serialized_end=3105
+  _globals['_PROVIDERKIND']._serialized_start=3108
+  _globals['_PROVIDERKIND']._serialized_end=3258
+  _globals['_HEALTHSTATE']._serialized_start=3260
+  _globals['_HEALTHSTATE']._serialized_end=3377
+  _globals['_USERKIND']._serialized_start=3379
+  _globals['_USERKIND']._serialized_end=3459
+  _globals['_DEVICEFATE']._serialized_start=3461
+  _globals['_DEVICEFATE']._serialized_end=3574
+  _globals['_RULEOUTCOME']._serialized_start=3576
+  _globals['_RULEOUTCOME']._serialized_end=3703
   _globals['_ASSURANCE']._serialized_start=42
   _globals['_ASSURANCE']._serialized_end=208
   _globals['_ASSURANCEREQUIREMENT']._serialized_start=211
@@ -56,13 +62,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SESSIONTOKENS']._serialized_start=400
   _globals['_SESSIONTOKENS']._serialized_end=535
   _globals['_SESSION']._serialized_start=538
-  _globals['_SESSION']._serialized_end=803
-  _globals['_TPMDEVICE']._serialized_start=806
-  _globals['_TPMDEVICE']._serialized_end=1117
-  _globals['_CARDDEVICE']._serialized_start=1120
-  _globals['_CARDDEVICE']._serialized_end=1299
-  _globals['_DEVICE']._serialized_start=1302
-  _globals['_DEVICE']._serialized_end=1638
-  _globals['_PAGEREQUEST']._serialized_start=1640
-  _globals['_PAGEREQUEST']._serialized_end=1682
+  _globals['_SESSION']._serialized_end=843
+  _globals['_TPMDEVICE']._serialized_start=846
+  _globals['_TPMDEVICE']._serialized_end=1157
+  _globals['_CARDDEVICE']._serialized_start=1160
+  _globals['_CARDDEVICE']._serialized_end=1339
+  _globals['_DEVICE']._serialized_start=1342
+  _globals['_DEVICE']._serialized_end=1694
+  _globals['_PAGEREQUEST']._serialized_start=1696
+  _globals['_PAGEREQUEST']._serialized_end=1738
+  _globals['_RULEVERDICT']._serialized_start=1740
+  _globals['_RULEVERDICT']._serialized_end=1842
+  _globals['_CAMPAIGNNOTICE']._serialized_start=1845
+  _globals['_CAMPAIGNNOTICE']._serialized_end=1976
 # @@protoc_insertion_point(module_scope)

@@ -258,6 +258,73 @@ HEALTH_STATE_FAILED: HealthState.ValueType  # 3
 """What the device reported is false or disqualifies its key: the key counts as one in software."""
 Global___HealthState: _TypeAlias = HealthState  # noqa: Y015
 
+class _UserKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UserKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UserKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    USER_KIND_UNSPECIFIED: _UserKind.ValueType  # 0
+    USER_KIND_MEMBER: _UserKind.ValueType  # 1
+    USER_KIND_GUEST: _UserKind.ValueType  # 2
+    """Signs in like a member, but never with a Temporary Access Pass."""
+
+class UserKind(_UserKind, metaclass=_UserKindEnumTypeWrapper):
+    """Whether a user belongs to the tenant or is a guest of it."""
+
+USER_KIND_UNSPECIFIED: UserKind.ValueType  # 0
+USER_KIND_MEMBER: UserKind.ValueType  # 1
+USER_KIND_GUEST: UserKind.ValueType  # 2
+"""Signs in like a member, but never with a Temporary Access Pass."""
+Global___UserKind: _TypeAlias = UserKind  # noqa: Y015
+
+class _DeviceFate:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DeviceFateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeviceFate.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DEVICE_FATE_UNSPECIFIED: _DeviceFate.ValueType  # 0
+    """Not used any more; also where nothing is said."""
+    DEVICE_FATE_UNUSED: _DeviceFate.ValueType  # 1
+    DEVICE_FATE_REPLACED: _DeviceFate.ValueType  # 2
+    """Another device has taken its place, and this one is still in good hands."""
+    DEVICE_FATE_LOST: _DeviceFate.ValueType  # 3
+    """Nobody knows in whose hands it is: the administrators are told."""
+
+class DeviceFate(_DeviceFate, metaclass=_DeviceFateEnumTypeWrapper):
+    """What became of a device that its owner removes."""
+
+DEVICE_FATE_UNSPECIFIED: DeviceFate.ValueType  # 0
+"""Not used any more; also where nothing is said."""
+DEVICE_FATE_UNUSED: DeviceFate.ValueType  # 1
+DEVICE_FATE_REPLACED: DeviceFate.ValueType  # 2
+"""Another device has taken its place, and this one is still in good hands."""
+DEVICE_FATE_LOST: DeviceFate.ValueType  # 3
+"""Nobody knows in whose hands it is: the administrators are told."""
+Global___DeviceFate: _TypeAlias = DeviceFate  # noqa: Y015
+
+class _RuleOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RuleOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RuleOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RULE_OUTCOME_UNSPECIFIED: _RuleOutcome.ValueType  # 0
+    RULE_OUTCOME_ALLOWED: _RuleOutcome.ValueType  # 1
+    RULE_OUTCOME_REFUSED: _RuleOutcome.ValueType  # 2
+    RULE_OUTCOME_NOT_CONCERNED: _RuleOutcome.ValueType  # 3
+    """It says nothing about this case."""
+
+class RuleOutcome(_RuleOutcome, metaclass=_RuleOutcomeEnumTypeWrapper): ...
+
+RULE_OUTCOME_UNSPECIFIED: RuleOutcome.ValueType  # 0
+RULE_OUTCOME_ALLOWED: RuleOutcome.ValueType  # 1
+RULE_OUTCOME_REFUSED: RuleOutcome.ValueType  # 2
+RULE_OUTCOME_NOT_CONCERNED: RuleOutcome.ValueType  # 3
+"""It says nothing about this case."""
+Global___RuleOutcome: _TypeAlias = RuleOutcome  # noqa: Y015
+
 @_typing.final
 class Assurance(_message.Message):
     """Derived by the server from verified evidence alone, never from what a device says of itself."""
@@ -375,6 +442,8 @@ class Session(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     REVOKED_FIELD_NUMBER: _builtins.int
     ASSURANCE_FIELD_NUMBER: _builtins.int
+    REVOKE_REASON_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     tenant_id: _builtins.str
     user_id: _builtins.str
@@ -382,11 +451,15 @@ class Session(_message.Message):
     device_id: _builtins.str
     app_name: _builtins.str
     acr: _builtins.str
-    """`number-matched`, `phishing-resistant` or `access-pass`."""
+    """`number-matched`, `number-chosen` (weaker: the legacy choice of three), `phishing-resistant` or `access-pass`."""
     auth_time: _builtins.int
     created_at: _builtins.int
     expires_at: _builtins.int
     revoked: _builtins.bool
+    revoke_reason: _builtins.str
+    """Why it was ended: `signed_out`, `device_removed`, `role_changed`, ... Empty for one that was not."""
+    address: _builtins.str
+    """Address the sign-in came from, where known."""
     @_builtins.property
     def amr(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Authentication methods (RFC 8176): `pop` `pin` `mfa` for an approval, `hwk` or `swk` with `user` `pin` `mfa` for a
@@ -411,10 +484,12 @@ class Session(_message.Message):
         expires_at: _builtins.int = ...,
         revoked: _builtins.bool = ...,
         assurance: Global___Assurance | None = ...,
+        revoke_reason: _builtins.str = ...,
+        address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["assurance", b"assurance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acr", b"acr", "amr", b"amr", "app_name", b"app_name", "assurance", b"assurance", "auth_time", b"auth_time", "created_at", b"created_at", "device_id", b"device_id", "expires_at", b"expires_at", "revoked", b"revoked", "session_id", b"session_id", "tenant_id", b"tenant_id", "user_id", b"user_id", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acr", b"acr", "address", b"address", "amr", b"amr", "app_name", b"app_name", "assurance", b"assurance", "auth_time", b"auth_time", "created_at", b"created_at", "device_id", b"device_id", "expires_at", b"expires_at", "revoke_reason", b"revoke_reason", "revoked", b"revoked", "session_id", b"session_id", "tenant_id", b"tenant_id", "user_id", b"user_id", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -552,6 +627,7 @@ class Device(_message.Message):
     CONNECTED_FIELD_NUMBER: _builtins.int
     TPM_FIELD_NUMBER: _builtins.int
     CARD_FIELD_NUMBER: _builtins.int
+    AAGUID_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     tenant_id: _builtins.str
     user_id: _builtins.str
@@ -563,6 +639,8 @@ class Device(_message.Message):
     last_used_at: _builtins.int
     connected: _builtins.bool
     """A prompt stream of this device is open now."""
+    aaguid: _builtins.bytes
+    """WebAuthn AAGUID of the authenticator that holds the key, 16 bytes; zeros where it names no model."""
     @_builtins.property
     def assurance(self) -> Global___Assurance: ...
     @_builtins.property
@@ -588,10 +666,11 @@ class Device(_message.Message):
         connected: _builtins.bool = ...,
         tpm: Global___TpmDevice | None = ...,
         card: Global___CardDevice | None = ...,
+        aaguid: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["assurance", b"assurance", "card", b"card", "tpm", b"tpm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assurance", b"assurance", "card", b"card", "connected", b"connected", "credential_id", b"credential_id", "device_id", b"device_id", "display_name", b"display_name", "last_used_at", b"last_used_at", "provider", b"provider", "registered_at", b"registered_at", "tenant_id", b"tenant_id", "tpm", b"tpm", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aaguid", b"aaguid", "assurance", b"assurance", "card", b"card", "connected", b"connected", "credential_id", b"credential_id", "device_id", b"device_id", "display_name", b"display_name", "last_used_at", b"last_used_at", "provider", b"provider", "registered_at", b"registered_at", "tenant_id", b"tenant_id", "tpm", b"tpm", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -622,3 +701,68 @@ class PageRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PageRequest: _TypeAlias = PageRequest  # noqa: Y015
+
+@_typing.final
+class RuleVerdict(_message.Message):
+    """One rule that was asked, and what it said."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULE_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    rule: _builtins.str
+    """Stable name: `tenant_policy.approval.enabled`, `targets.exclude`, `app.required_assurance`, `throttle.user`, ..."""
+    outcome: Global___RuleOutcome.ValueType
+    detail: _builtins.str
+    """Why, with what was looked at; for people."""
+    reason: _builtins.str
+    """Where refused: the stable reason."""
+    def __init__(
+        self,
+        *,
+        rule: _builtins.str = ...,
+        outcome: Global___RuleOutcome.ValueType = ...,
+        detail: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "outcome", b"outcome", "reason", b"reason", "rule", b"rule"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RuleVerdict: _TypeAlias = RuleVerdict  # noqa: Y015
+
+@_typing.final
+class CampaignNotice(_message.Message):
+    """Something the person has to register, and until when."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUIRED_BY_FIELD_NUMBER: _builtins.int
+    OVERDUE_FIELD_NUMBER: _builtins.int
+    REQUIRED_ASSURANCE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    required_by: _builtins.int
+    overdue: _builtins.bool
+    """The day has passed: sessions are for registering only until it is done."""
+    @_builtins.property
+    def required_assurance(self) -> Global___AssuranceRequirement: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        required_by: _builtins.int = ...,
+        overdue: _builtins.bool = ...,
+        required_assurance: Global___AssuranceRequirement | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["required_assurance", b"required_assurance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "overdue", b"overdue", "required_assurance", b"required_assurance", "required_by", b"required_by"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CampaignNotice: _TypeAlias = CampaignNotice  # noqa: Y015

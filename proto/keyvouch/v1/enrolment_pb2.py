@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from keyvouch.v1 import common_pb2 as keyvouch_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkeyvouch/v1/enrolment.proto\x12\x0bkeyvouch.v1\x1a\x18keyvouch/v1/common.proto\"\xa1\x01\n\x18\x42\x65ginRegistrationRequest\x12\x1a\n\x12\x63hannel_public_key\x18\x01 \x01(\x0c\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12+\n\x08provider\x18\x03 \x01(\x0e\x32\x19.keyvouch.v1.ProviderKind\x12&\n\x03tpm\x18\x04 \x01(\x0b\x32\x19.keyvouch.v1.TpmAbilities\" \n\x0cTpmAbilities\x12\x10\n\x08verifies\x18\x01 \x03(\x05\"\xa4\x02\n\x19\x42\x65ginRegistrationResponse\x12\x17\n\x0fregistration_id\x18\x01 \x01(\t\x12\x1a\n\x12registration_token\x18\x02 \x01(\t\x12\x11\n\tstatement\x18\x03 \x01(\x0c\x12\r\n\x05rp_id\x18\x04 \x01(\t\x12\x13\n\x0buser_handle\x18\x05 \x01(\x0c\x12\x10\n\x08username\x18\x06 \x01(\t\x12\x12\n\nalgorithms\x18\x07 \x03(\x05\x12\x12\n\nexpires_at\x18\x08 \x01(\x03\x12=\n\x12required_assurance\x18\t \x01(\x0b\x32!.keyvouch.v1.AssuranceRequirement\x12\"\n\x03tpm\x18\n \x01(\x0b\x32\x15.keyvouch.v1.TpmOffer\"3\n\x08TpmOffer\x12\x14\n\x0c\x63\x65remony_key\x18\x01 \x01(\x0c\x12\x11\n\tpin_limit\x18\x02 \x01(\r\"\x91\x01\n\x11PrepareTpmRequest\x12\x17\n\x0f\x65ndorsement_key\x18\x01 \x01(\x0c\x12 \n\x18\x65ndorsement_certificates\x18\x02 \x03(\x0c\x12\x17\n\x0f\x61ttestation_key\x18\x03 \x01(\x0c\x12\x11\n\tpin_index\x18\x04 \x01(\x0c\x12\x15\n\rsession_nonce\x18\x05 \x01(\x0c\"\x9f\x01\n\x12PrepareTpmResponse\x12\x17\n\x0f\x63redential_blob\x18\x01 \x01(\x0c\x12\x18\n\x10\x65ncrypted_secret\x18\x02 \x01(\x0c\x12\x1a\n\x12sealed_certificate\x18\x03 \x01(\x0c\x12\x13\n\x0b\x66irst_write\x18\x04 \x01(\x0c\x12\x12\n\npin_change\x18\x05 \x01(\x0c\x12\x11\n\tstatement\x18\x06 \x01(\x0c\"3\n\x0eTpmAttestation\x12\x0e\n\x06\x61ttest\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\xa6\x01\n\x0bTpmEvidence\x12\x12\n\nactivation\x18\x01 \x01(\x0c\x12.\n\tpin_index\x18\x02 \x01(\x0b\x32\x1b.keyvouch.v1.TpmAttestation\x12\x13\n\x0b\x63hannel_key\x18\x03 \x01(\x0c\x12>\n\x19\x63hannel_key_certification\x18\x04 \x01(\x0b\x32\x1b.keyvouch.v1.TpmAttestation\"$\n\x0c\x43\x61rdEvidence\x12\x14\n\x0c\x63\x65rtificates\x18\x01 \x03(\x0c\"\xba\x01\n\x1b\x43ompleteRegistrationRequest\x12\x18\n\x10\x63lient_data_json\x18\x01 \x01(\x0c\x12\x1a\n\x12\x61ttestation_object\x18\x02 \x01(\x0c\x12\x15\n\rchannel_proof\x18\x03 \x01(\x0c\x12%\n\x03tpm\x18\x04 \x01(\x0b\x32\x18.keyvouch.v1.TpmEvidence\x12\'\n\x04\x63\x61rd\x18\x05 \x01(\x0b\x32\x19.keyvouch.v1.CardEvidence\"\xa8\x01\n\x1c\x43ompleteRegistrationResponse\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.keyvouch.v1.Device\x12\x19\n\x11\x63\x65rtificate_chain\x18\x02 \x03(\x0c\x12\x17\n\x0f\x64\x65vice_endpoint\x18\x03 \x01(\t\x12\x13\n\x0btenant_name\x18\x04 \x01(\t\x12\x1a\n\x12replaced_device_id\x18\x05 \x01(\t2\xb2\x02\n\x10\x45nrolmentService\x12\x62\n\x11\x42\x65ginRegistration\x12%.keyvouch.v1.BeginRegistrationRequest\x1a&.keyvouch.v1.BeginRegistrationResponse\x12M\n\nPrepareTpm\x12\x1e.keyvouch.v1.PrepareTpmRequest\x1a\x1f.keyvouch.v1.PrepareTpmResponse\x12k\n\x14\x43ompleteRegistration\x12(.keyvouch.v1.CompleteRegistrationRequest\x1a).keyvouch.v1.CompleteRegistrationResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkeyvouch/v1/enrolment.proto\x12\x0bkeyvouch.v1\x1a\x18keyvouch/v1/common.proto\"\xa1\x01\n\x18\x42\x65ginRegistrationRequest\x12\x1a\n\x12\x63hannel_public_key\x18\x01 \x01(\x0c\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12+\n\x08provider\x18\x03 \x01(\x0e\x32\x19.keyvouch.v1.ProviderKind\x12&\n\x03tpm\x18\x04 \x01(\x0b\x32\x19.keyvouch.v1.TpmAbilities\" \n\x0cTpmAbilities\x12\x10\n\x08verifies\x18\x01 \x03(\x05\"\x84\x03\n\x19\x42\x65ginRegistrationResponse\x12\x17\n\x0fregistration_id\x18\x01 \x01(\t\x12\x1a\n\x12registration_token\x18\x02 \x01(\t\x12\x11\n\tstatement\x18\x03 \x01(\x0c\x12\r\n\x05rp_id\x18\x04 \x01(\t\x12\x13\n\x0buser_handle\x18\x05 \x01(\x0c\x12\x10\n\x08username\x18\x06 \x01(\t\x12\x12\n\nalgorithms\x18\x07 \x03(\x05\x12\x12\n\nexpires_at\x18\x08 \x01(\x03\x12=\n\x12required_assurance\x18\t \x01(\x0b\x32!.keyvouch.v1.AssuranceRequirement\x12\"\n\x03tpm\x18\n \x01(\x0b\x32\x15.keyvouch.v1.TpmOffer\x12,\n\x0fpresent_devices\x18\x0b \x03(\x0b\x32\x13.keyvouch.v1.Device\x12\x17\n\x0f\x64\x65vice_endpoint\x18\x0c \x01(\t\x12\x17\n\x0f\x64\x65vices_allowed\x18\r \x01(\x05\"3\n\x08TpmOffer\x12\x14\n\x0c\x63\x65remony_key\x18\x01 \x01(\x0c\x12\x11\n\tpin_limit\x18\x02 \x01(\r\"\x91\x01\n\x11PrepareTpmRequest\x12\x17\n\x0f\x65ndorsement_key\x18\x01 \x01(\x0c\x12 \n\x18\x65ndorsement_certificates\x18\x02 \x03(\x0c\x12\x17\n\x0f\x61ttestation_key\x18\x03 \x01(\x0c\x12\x11\n\tpin_index\x18\x04 \x01(\x0c\x12\x15\n\rsession_nonce\x18\x05 \x01(\x0c\"\x9f\x01\n\x12PrepareTpmResponse\x12\x17\n\x0f\x63redential_blob\x18\x01 \x01(\x0c\x12\x18\n\x10\x65ncrypted_secret\x18\x02 \x01(\x0c\x12\x1a\n\x12sealed_certificate\x18\x03 \x01(\x0c\x12\x13\n\x0b\x66irst_write\x18\x04 \x01(\x0c\x12\x12\n\npin_change\x18\x05 \x01(\x0c\x12\x11\n\tstatement\x18\x06 \x01(\x0c\"3\n\x0eTpmAttestation\x12\x0e\n\x06\x61ttest\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\xa6\x01\n\x0bTpmEvidence\x12\x12\n\nactivation\x18\x01 \x01(\x0c\x12.\n\tpin_index\x18\x02 \x01(\x0b\x32\x1b.keyvouch.v1.TpmAttestation\x12\x13\n\x0b\x63hannel_key\x18\x03 \x01(\x0c\x12>\n\x19\x63hannel_key_certification\x18\x04 \x01(\x0b\x32\x1b.keyvouch.v1.TpmAttestation\"$\n\x0c\x43\x61rdEvidence\x12\x14\n\x0c\x63\x65rtificates\x18\x01 \x03(\x0c\"\xeb\x01\n\x1b\x43ompleteRegistrationRequest\x12\x18\n\x10\x63lient_data_json\x18\x01 \x01(\x0c\x12\x1a\n\x12\x61ttestation_object\x18\x02 \x01(\x0c\x12\x15\n\rchannel_proof\x18\x03 \x01(\x0c\x12%\n\x03tpm\x18\x04 \x01(\x0b\x32\x18.keyvouch.v1.TpmEvidence\x12\'\n\x04\x63\x61rd\x18\x05 \x01(\x0b\x32\x19.keyvouch.v1.CardEvidence\x12/\n\tdeparting\x18\x06 \x03(\x0b\x32\x1c.keyvouch.v1.DepartingDevice\"K\n\x0f\x44\x65partingDevice\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12%\n\x04\x66\x61te\x18\x02 \x01(\x0e\x32\x17.keyvouch.v1.DeviceFate\"\xde\x01\n\x1c\x43ompleteRegistrationResponse\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.keyvouch.v1.Device\x12\x19\n\x11\x63\x65rtificate_chain\x18\x02 \x03(\x0c\x12\x17\n\x0f\x64\x65vice_endpoint\x18\x03 \x01(\t\x12\x13\n\x0btenant_name\x18\x04 \x01(\t\x12\x1a\n\x12replaced_device_id\x18\x05 \x01(\t\x12\x1a\n\x12removed_device_ids\x18\x06 \x03(\t\x12\x18\n\x10revoked_sessions\x18\x07 \x01(\x05\x32\xb2\x02\n\x10\x45nrolmentService\x12\x62\n\x11\x42\x65ginRegistration\x12%.keyvouch.v1.BeginRegistrationRequest\x1a&.keyvouch.v1.BeginRegistrationResponse\x12M\n\nPrepareTpm\x12\x1e.keyvouch.v1.PrepareTpmRequest\x1a\x1f.keyvouch.v1.PrepareTpmResponse\x12k\n\x14\x43ompleteRegistration\x12(.keyvouch.v1.CompleteRegistrationRequest\x1a).keyvouch.v1.CompleteRegistrationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,23 +37,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TPMABILITIES']._serialized_start=234
   _globals['_TPMABILITIES']._serialized_end=266
   _globals['_BEGINREGISTRATIONRESPONSE']._serialized_start=269
-  _globals['_BEGINREGISTRATIONRESPONSE']._serialized_end=561
-  _globals['_TPMOFFER']._serialized_start=563
-  _globals['_TPMOFFER']._serialized_end=614
-  _globals['_PREPARETPMREQUEST']._serialized_start=617
-  _globals['_PREPARETPMREQUEST']._serialized_end=762
-  _globals['_PREPARETPMRESPONSE']._serialized_start=765
-  _globals['_PREPARETPMRESPONSE']._serialized_end=924
-  _globals['_TPMATTESTATION']._serialized_start=926
-  _globals['_TPMATTESTATION']._serialized_end=977
-  _globals['_TPMEVIDENCE']._serialized_start=980
-  _globals['_TPMEVIDENCE']._serialized_end=1146
-  _globals['_CARDEVIDENCE']._serialized_start=1148
-  _globals['_CARDEVIDENCE']._serialized_end=1184
-  _globals['_COMPLETEREGISTRATIONREQUEST']._serialized_start=1187
-  _globals['_COMPLETEREGISTRATIONREQUEST']._serialized_end=1373
-  _globals['_COMPLETEREGISTRATIONRESPONSE']._serialized_start=1376
-  _globals['_COMPLETEREGISTRATIONRESPONSE']._serialized_end=1544
-  _globals['_ENROLMENTSERVICE']._serialized_start=1547
-  _globals['_ENROLMENTSERVICE']._serialized_end=1853
+  _globals['_BEGINREGISTRATIONRESPONSE']._serialized_end=657
+  _globals['_TPMOFFER']._serialized_start=659
+  _globals['_TPMOFFER']._serialized_end=710
+  _globals['_PREPARETPMREQUEST']._serialized_start=713
+  _globals['_PREPARETPMREQUEST']._serialized_end=858
+  _globals['_PREPARETPMRESPONSE']._serialized_start=861
+  _globals['_PREPARETPMRESPONSE']._serialized_end=1020
+  _globals['_TPMATTESTATION']._serialized_start=1022
+  _globals['_TPMATTESTATION']._serialized_end=1073
+  _globals['_TPMEVIDENCE']._serialized_start=1076
+  _globals['_TPMEVIDENCE']._serialized_end=1242
+  _globals['_CARDEVIDENCE']._serialized_start=1244
+  _globals['_CARDEVIDENCE']._serialized_end=1280
+  _globals['_COMPLETEREGISTRATIONREQUEST']._serialized_start=1283
+  _globals['_COMPLETEREGISTRATIONREQUEST']._serialized_end=1518
+  _globals['_DEPARTINGDEVICE']._serialized_start=1520
+  _globals['_DEPARTINGDEVICE']._serialized_end=1595
+  _globals['_COMPLETEREGISTRATIONRESPONSE']._serialized_start=1598
+  _globals['_COMPLETEREGISTRATIONRESPONSE']._serialized_end=1820
+  _globals['_ENROLMENTSERVICE']._serialized_start=1823
+  _globals['_ENROLMENTSERVICE']._serialized_end=2129
 # @@protoc_insertion_point(module_scope)

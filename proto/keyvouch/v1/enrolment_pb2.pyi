@@ -127,6 +127,9 @@ class BeginRegistrationResponse(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     REQUIRED_ASSURANCE_FIELD_NUMBER: _builtins.int
     TPM_FIELD_NUMBER: _builtins.int
+    PRESENT_DEVICES_FIELD_NUMBER: _builtins.int
+    DEVICE_ENDPOINT_FIELD_NUMBER: _builtins.int
+    DEVICES_ALLOWED_FIELD_NUMBER: _builtins.int
     registration_id: _builtins.str
     registration_token: _builtins.str
     """Secret of this ceremony: the credential of CompleteRegistration."""
@@ -137,6 +140,12 @@ class BeginRegistrationResponse(_message.Message):
     user_handle: _builtins.bytes
     username: _builtins.str
     expires_at: _builtins.int
+    device_endpoint: _builtins.str
+    """host:port of the device listener, through which prompts will come: a device that cannot reach it stops here."""
+    devices_allowed: _builtins.int
+    """How many devices policy allows the user. Where `present_devices` are as many already, enough of them have to be in
+    `CompleteRegistrationRequest.departing`.
+    """
     @_builtins.property
     def algorithms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """COSE algorithm identifiers, best first."""
@@ -148,6 +157,10 @@ class BeginRegistrationResponse(_message.Message):
     @_builtins.property
     def tpm(self) -> Global___TpmOffer:
         """Where the request had `tpm`."""
+
+    @_builtins.property
+    def present_devices(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Device]:
+        """What the user has registered already: the person is asked whether one of them is lost or replaced."""
 
     def __init__(
         self,
@@ -162,10 +175,13 @@ class BeginRegistrationResponse(_message.Message):
         expires_at: _builtins.int = ...,
         required_assurance: _common_pb2.AssuranceRequirement | None = ...,
         tpm: Global___TpmOffer | None = ...,
+        present_devices: _abc.Iterable[_common_pb2.Device] | None = ...,
+        device_endpoint: _builtins.str = ...,
+        devices_allowed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["required_assurance", b"required_assurance", "tpm", b"tpm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithms", b"algorithms", "expires_at", b"expires_at", "registration_id", b"registration_id", "registration_token", b"registration_token", "required_assurance", b"required_assurance", "rp_id", b"rp_id", "statement", b"statement", "tpm", b"tpm", "user_handle", b"user_handle", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithms", b"algorithms", "device_endpoint", b"device_endpoint", "devices_allowed", b"devices_allowed", "expires_at", b"expires_at", "present_devices", b"present_devices", "registration_id", b"registration_id", "registration_token", b"registration_token", "required_assurance", b"required_assurance", "rp_id", b"rp_id", "statement", b"statement", "tpm", b"tpm", "user_handle", b"user_handle", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -369,6 +385,7 @@ class CompleteRegistrationRequest(_message.Message):
     CHANNEL_PROOF_FIELD_NUMBER: _builtins.int
     TPM_FIELD_NUMBER: _builtins.int
     CARD_FIELD_NUMBER: _builtins.int
+    DEPARTING_FIELD_NUMBER: _builtins.int
     client_data_json: _builtins.bytes
     """WebAuthn AuthenticatorAttestationResponse."""
     attestation_object: _builtins.bytes
@@ -382,6 +399,10 @@ class CompleteRegistrationRequest(_message.Message):
     def card(self) -> Global___CardEvidence:
         """Not together with `tpm`, and not for a security key."""
 
+    @_builtins.property
+    def departing(self) -> _containers.RepeatedCompositeFieldContainer[Global___DepartingDevice]:
+        """Devices of the same user that go with their sessions in the same transaction in which this one comes."""
+
     def __init__(
         self,
         *,
@@ -390,14 +411,39 @@ class CompleteRegistrationRequest(_message.Message):
         channel_proof: _builtins.bytes = ...,
         tpm: Global___TpmEvidence | None = ...,
         card: Global___CardEvidence | None = ...,
+        departing: _abc.Iterable[Global___DepartingDevice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["card", b"card", "tpm", b"tpm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_object", b"attestation_object", "card", b"card", "channel_proof", b"channel_proof", "client_data_json", b"client_data_json", "tpm", b"tpm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation_object", b"attestation_object", "card", b"card", "channel_proof", b"channel_proof", "client_data_json", b"client_data_json", "departing", b"departing", "tpm", b"tpm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompleteRegistrationRequest: _TypeAlias = CompleteRegistrationRequest  # noqa: Y015
+
+@_typing.final
+class DepartingDevice(_message.Message):
+    """A device whose place the new one takes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    FATE_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    fate: _common_pb2.DeviceFate.ValueType
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        fate: _common_pb2.DeviceFate.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "fate", b"fate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DepartingDevice: _TypeAlias = DepartingDevice  # noqa: Y015
 
 @_typing.final
 class CompleteRegistrationResponse(_message.Message):
@@ -408,11 +454,14 @@ class CompleteRegistrationResponse(_message.Message):
     DEVICE_ENDPOINT_FIELD_NUMBER: _builtins.int
     TENANT_NAME_FIELD_NUMBER: _builtins.int
     REPLACED_DEVICE_ID_FIELD_NUMBER: _builtins.int
+    REMOVED_DEVICE_IDS_FIELD_NUMBER: _builtins.int
+    REVOKED_SESSIONS_FIELD_NUMBER: _builtins.int
     device_endpoint: _builtins.str
     """host:port of the device listener."""
     tenant_name: _builtins.str
     replaced_device_id: _builtins.str
     """A device of the same user and the same TPM whose place this one has taken: it is removed, its sessions ended."""
+    revoked_sessions: _builtins.int
     @_builtins.property
     def device(self) -> _common_pb2.Device: ...
     @_builtins.property
@@ -420,6 +469,10 @@ class CompleteRegistrationResponse(_message.Message):
         """DER certificates: the device's, then the device certificate authority's, whose key is the server's
         identity key.
         """
+
+    @_builtins.property
+    def removed_device_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of `departing` that were removed, and how many sessions ended with them."""
 
     def __init__(
         self,
@@ -429,10 +482,12 @@ class CompleteRegistrationResponse(_message.Message):
         device_endpoint: _builtins.str = ...,
         tenant_name: _builtins.str = ...,
         replaced_device_id: _builtins.str = ...,
+        removed_device_ids: _abc.Iterable[_builtins.str] | None = ...,
+        revoked_sessions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_chain", b"certificate_chain", "device", b"device", "device_endpoint", b"device_endpoint", "replaced_device_id", b"replaced_device_id", "tenant_name", b"tenant_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_chain", b"certificate_chain", "device", b"device", "device_endpoint", b"device_endpoint", "removed_device_ids", b"removed_device_ids", "replaced_device_id", b"replaced_device_id", "revoked_sessions", b"revoked_sessions", "tenant_name", b"tenant_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -58,7 +58,7 @@ class EnrolmentServiceServicer(object):
         """Begins a registration for the user of the session in `authorization: Bearer <access token>`.
 
         UNAUTHENTICATED  credentials_missing, credentials_invalid, token_expired, session_revoked
-        FAILED_PRECONDITION  method_disabled, device_limit (metadata names the removable devices)
+        FAILED_PRECONDITION  method_disabled, method_not_targeted (metadata `prerequisites` names each with its state)
         INVALID_ARGUMENT  field_invalid, channel_key, unsupported (none of the TPM's algorithms is known)
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -72,7 +72,7 @@ class EnrolmentServiceServicer(object):
         UNAUTHENTICATED  credentials_missing, registration_unknown
         FAILED_PRECONDITION  registration_expired, registration_consumed, tpm_identity, tpm_not_prepared (not begun for a
         TPM), tpm_ek_certificate_missing (policy wants attested hardware), assurance_too_low,
-        device_registered_elsewhere, device_accounts
+        device_registered_elsewhere, device_accounts, access_pass_device (the pass is for another TPM)
         INVALID_ARGUMENT  tpm_ek_certificate, trust_chain, tpm_ek_attributes, tpm_ak_attributes, tpm_nv_index, tpm_parse,
         tpm_public_key, weak_key_roca, field_invalid
         ABORTED  policy_changed (it allows a PIN fewer tries than when the registration began)
@@ -85,8 +85,10 @@ class EnrolmentServiceServicer(object):
         """Completes the registration named by `authorization: Registration <registration_token>`.
 
         UNAUTHENTICATED  credentials_missing, registration_unknown
-        FAILED_PRECONDITION  registration_expired, registration_consumed, method_disabled, assurance_too_low,
-        tpm_not_prepared, device_registered_elsewhere, device_accounts
+        FAILED_PRECONDITION  registration_expired, registration_consumed, method_disabled, method_not_targeted,
+        device_limit (metadata names the devices that could depart), assurance_too_low, tpm_not_prepared,
+        device_registered_elsewhere, device_accounts, access_pass_device (the session is of a pass for another device)
+        NOT_FOUND  device_unknown (of `departing`: no such device of this user; metadata `device_id`; nothing was changed)
         ALREADY_EXISTS  credential_exists
         INVALID_ARGUMENT  the reason of the first check the evidence fails, see proto/README.md
         ABORTED  policy_changed (as above)

@@ -72,7 +72,7 @@ class EnrolmentServiceStub:
     """Begins a registration for the user of the session in `authorization: Bearer <access token>`.
 
     UNAUTHENTICATED  credentials_missing, credentials_invalid, token_expired, session_revoked
-    FAILED_PRECONDITION  method_disabled, device_limit (metadata names the removable devices)
+    FAILED_PRECONDITION  method_disabled, method_not_targeted (metadata `prerequisites` names each with its state)
     INVALID_ARGUMENT  field_invalid, channel_key, unsupported (none of the TPM's algorithms is known)
     """
     PrepareTpm: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.PrepareTpmRequest, _enrolment_pb2.PrepareTpmResponse]
@@ -82,7 +82,7 @@ class EnrolmentServiceStub:
     UNAUTHENTICATED  credentials_missing, registration_unknown
     FAILED_PRECONDITION  registration_expired, registration_consumed, tpm_identity, tpm_not_prepared (not begun for a
       TPM), tpm_ek_certificate_missing (policy wants attested hardware), assurance_too_low,
-      device_registered_elsewhere, device_accounts
+      device_registered_elsewhere, device_accounts, access_pass_device (the pass is for another TPM)
     INVALID_ARGUMENT  tpm_ek_certificate, trust_chain, tpm_ek_attributes, tpm_ak_attributes, tpm_nv_index, tpm_parse,
       tpm_public_key, weak_key_roca, field_invalid
     ABORTED  policy_changed (it allows a PIN fewer tries than when the registration began)
@@ -91,8 +91,10 @@ class EnrolmentServiceStub:
     """Completes the registration named by `authorization: Registration <registration_token>`.
 
     UNAUTHENTICATED  credentials_missing, registration_unknown
-    FAILED_PRECONDITION  registration_expired, registration_consumed, method_disabled, assurance_too_low,
-      tpm_not_prepared, device_registered_elsewhere, device_accounts
+    FAILED_PRECONDITION  registration_expired, registration_consumed, method_disabled, method_not_targeted,
+      device_limit (metadata names the devices that could depart), assurance_too_low, tpm_not_prepared,
+      device_registered_elsewhere, device_accounts, access_pass_device (the session is of a pass for another device)
+    NOT_FOUND  device_unknown (of `departing`: no such device of this user; metadata `device_id`; nothing was changed)
     ALREADY_EXISTS  credential_exists
     INVALID_ARGUMENT  the reason of the first check the evidence fails, see proto/README.md
     ABORTED  policy_changed (as above)
@@ -105,7 +107,7 @@ class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
     """Begins a registration for the user of the session in `authorization: Bearer <access token>`.
 
     UNAUTHENTICATED  credentials_missing, credentials_invalid, token_expired, session_revoked
-    FAILED_PRECONDITION  method_disabled, device_limit (metadata names the removable devices)
+    FAILED_PRECONDITION  method_disabled, method_not_targeted (metadata `prerequisites` names each with its state)
     INVALID_ARGUMENT  field_invalid, channel_key, unsupported (none of the TPM's algorithms is known)
     """
     PrepareTpm: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.PrepareTpmRequest, _enrolment_pb2.PrepareTpmResponse]  # type: ignore[assignment]
@@ -115,7 +117,7 @@ class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
     UNAUTHENTICATED  credentials_missing, registration_unknown
     FAILED_PRECONDITION  registration_expired, registration_consumed, tpm_identity, tpm_not_prepared (not begun for a
       TPM), tpm_ek_certificate_missing (policy wants attested hardware), assurance_too_low,
-      device_registered_elsewhere, device_accounts
+      device_registered_elsewhere, device_accounts, access_pass_device (the pass is for another TPM)
     INVALID_ARGUMENT  tpm_ek_certificate, trust_chain, tpm_ek_attributes, tpm_ak_attributes, tpm_nv_index, tpm_parse,
       tpm_public_key, weak_key_roca, field_invalid
     ABORTED  policy_changed (it allows a PIN fewer tries than when the registration began)
@@ -124,8 +126,10 @@ class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
     """Completes the registration named by `authorization: Registration <registration_token>`.
 
     UNAUTHENTICATED  credentials_missing, registration_unknown
-    FAILED_PRECONDITION  registration_expired, registration_consumed, method_disabled, assurance_too_low,
-      tpm_not_prepared, device_registered_elsewhere, device_accounts
+    FAILED_PRECONDITION  registration_expired, registration_consumed, method_disabled, method_not_targeted,
+      device_limit (metadata names the devices that could depart), assurance_too_low, tpm_not_prepared,
+      device_registered_elsewhere, device_accounts, access_pass_device (the session is of a pass for another device)
+    NOT_FOUND  device_unknown (of `departing`: no such device of this user; metadata `device_id`; nothing was changed)
     ALREADY_EXISTS  credential_exists
     INVALID_ARGUMENT  the reason of the first check the evidence fails, see proto/README.md
     ABORTED  policy_changed (as above)
@@ -141,7 +145,7 @@ class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Begins a registration for the user of the session in `authorization: Bearer <access token>`.
 
         UNAUTHENTICATED  credentials_missing, credentials_invalid, token_expired, session_revoked
-        FAILED_PRECONDITION  method_disabled, device_limit (metadata names the removable devices)
+        FAILED_PRECONDITION  method_disabled, method_not_targeted (metadata `prerequisites` names each with its state)
         INVALID_ARGUMENT  field_invalid, channel_key, unsupported (none of the TPM's algorithms is known)
         """
 
@@ -157,7 +161,7 @@ class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
         UNAUTHENTICATED  credentials_missing, registration_unknown
         FAILED_PRECONDITION  registration_expired, registration_consumed, tpm_identity, tpm_not_prepared (not begun for a
           TPM), tpm_ek_certificate_missing (policy wants attested hardware), assurance_too_low,
-          device_registered_elsewhere, device_accounts
+          device_registered_elsewhere, device_accounts, access_pass_device (the pass is for another TPM)
         INVALID_ARGUMENT  tpm_ek_certificate, trust_chain, tpm_ek_attributes, tpm_ak_attributes, tpm_nv_index, tpm_parse,
           tpm_public_key, weak_key_roca, field_invalid
         ABORTED  policy_changed (it allows a PIN fewer tries than when the registration began)
@@ -172,8 +176,10 @@ class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Completes the registration named by `authorization: Registration <registration_token>`.
 
         UNAUTHENTICATED  credentials_missing, registration_unknown
-        FAILED_PRECONDITION  registration_expired, registration_consumed, method_disabled, assurance_too_low,
-          tpm_not_prepared, device_registered_elsewhere, device_accounts
+        FAILED_PRECONDITION  registration_expired, registration_consumed, method_disabled, method_not_targeted,
+          device_limit (metadata names the devices that could depart), assurance_too_low, tpm_not_prepared,
+          device_registered_elsewhere, device_accounts, access_pass_device (the session is of a pass for another device)
+        NOT_FOUND  device_unknown (of `departing`: no such device of this user; metadata `device_id`; nothing was changed)
         ALREADY_EXISTS  credential_exists
         INVALID_ARGUMENT  the reason of the first check the evidence fails, see proto/README.md
         ABORTED  policy_changed (as above)

@@ -26,7 +26,7 @@ from keyvouch.v1 import common_pb2 as keyvouch_dot_v1_dot_common__pb2
 from keyvouch.v1 import enrolment_pb2 as keyvouch_dot_v1_dot_enrolment__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19keyvouch/v1/prompts.proto\x12\x0bkeyvouch.v1\x1a\x18keyvouch/v1/common.proto\x1a\x1bkeyvouch/v1/enrolment.proto\"\x98\x01\n\x14StreamPromptsRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.keyvouch.v1.HelloH\x00\x12%\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x13.keyvouch.v1.AnswerH\x00\x12+\n\x06health\x18\x03 \x01(\x0b\x32\x19.keyvouch.v1.HealthReportH\x00\x42\x07\n\x05\x65vent\"\x1e\n\x05Hello\x12\x15\n\ragent_version\x18\x01 \x01(\t\"\xce\x01\n\x0cHealthReport\x12*\n\x05quote\x18\x01 \x01(\x0b\x32\x1b.keyvouch.v1.TpmAttestation\x12<\n\npcr_values\x18\x02 \x03(\x0b\x32(.keyvouch.v1.HealthReport.PcrValuesEntry\x12\x11\n\tevent_log\x18\x03 \x01(\x0c\x12\x0f\n\x07trouble\x18\x04 \x01(\t\x1a\x30\n\x0ePcrValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"\x8c\x01\n\x06\x41nswer\x12\x11\n\tprompt_id\x18\x01 \x01(\t\x12\x11\n\tstatement\x18\x02 \x01(\x0c\x12\x33\n\tassertion\x18\x03 \x01(\x0b\x32\x1e.keyvouch.v1.AssertionEvidenceH\x00\x12\x1b\n\x11\x63hannel_signature\x18\x04 \x01(\x0cH\x00\x42\n\n\x08\x65vidence\"\x88\x01\n\x11\x41ssertionEvidence\x12\x15\n\rcredential_id\x18\x01 \x01(\x0c\x12\x18\n\x10\x63lient_data_json\x18\x02 \x01(\x0c\x12\x1a\n\x12\x61uthenticator_data\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\x12\x13\n\x0buser_handle\x18\x05 \x01(\x0c\"\xf4\x01\n\x15StreamPromptsResponse\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.keyvouch.v1.WelcomeH\x00\x12%\n\x06prompt\x18\x02 \x01(\x0b\x32\x13.keyvouch.v1.PromptH\x00\x12\'\n\x07outcome\x18\x03 \x01(\x0b\x32\x14.keyvouch.v1.OutcomeH\x00\x12+\n\twithdrawn\x18\x04 \x01(\x0b\x32\x16.keyvouch.v1.WithdrawnH\x00\x12,\n\x06health\x18\x05 \x01(\x0b\x32\x1a.keyvouch.v1.HealthVerdictH\x00\x42\x07\n\x05\x65vent\"a\n\x07Welcome\x12\x16\n\x0eserver_version\x18\x01 \x01(\t\x12\x13\n\x0bserver_time\x18\x02 \x01(\x03\x12\x14\n\x0chealth_nonce\x18\x03 \x01(\x0c\x12\x13\n\x0bhealth_pcrs\x18\x04 \x03(\r\"u\n\rHealthVerdict\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.keyvouch.v1.HealthState\x12\x10\n\x08\x66indings\x18\x02 \x03(\t\x12)\n\tassurance\x18\x03 \x01(\x0b\x32\x16.keyvouch.v1.Assurance\"U\n\x06Prompt\x12\x11\n\tprompt_id\x18\x01 \x01(\t\x12\r\n\x05offer\x18\x02 \x01(\x0c\x12\x12\n\nexpires_at\x18\x03 \x01(\x03\x12\x15\n\rnumber_digits\x18\x04 \x01(\x05\"x\n\x07Outcome\x12\x11\n\tprompt_id\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x08\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.keyvouch.v1.SignInState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"G\n\tWithdrawn\x12\x11\n\tprompt_id\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.keyvouch.v1.SignInState\"\x12\n\x10GetDeviceRequest\"_\n\x11GetDeviceResponse\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.keyvouch.v1.Device\x12\x13\n\x0btenant_name\x18\x02 \x01(\t\x12\x10\n\x08username\x18\x03 \x01(\t\"\x19\n\x17RenewCertificateRequest\"5\n\x18RenewCertificateResponse\x12\x19\n\x11\x63\x65rtificate_chain\x18\x01 \x03(\x0c\"\x1c\n\x1a\x42\x65ginKeyReplacementRequest\"\xc8\x01\n\x1b\x42\x65ginKeyReplacementResponse\x12\x17\n\x0fregistration_id\x18\x01 \x01(\t\x12\x11\n\tstatement\x18\x02 \x01(\x0c\x12\r\n\x05rp_id\x18\x03 \x01(\t\x12\x13\n\x0buser_handle\x18\x04 \x01(\x0c\x12\x10\n\x08username\x18\x05 \x01(\t\x12\x12\n\nalgorithms\x18\x06 \x03(\x05\x12\x12\n\nexpires_at\x18\x07 \x01(\x03\x12\x1f\n\x17\x61ttestation_certificate\x18\x08 \x01(\x0c\"\x9e\x01\n\x1d\x43ompleteKeyReplacementRequest\x12\x17\n\x0fregistration_id\x18\x01 \x01(\t\x12\x18\n\x10\x63lient_data_json\x18\x02 \x01(\x0c\x12\x1a\n\x12\x61ttestation_object\x18\x03 \x01(\x0c\x12.\n\tpin_index\x18\x04 \x01(\x0b\x32\x1b.keyvouch.v1.TpmAttestation\"E\n\x1e\x43ompleteKeyReplacementResponse\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.keyvouch.v1.Device\"\x13\n\x11UnregisterRequest\".\n\x12UnregisterResponse\x12\x18\n\x10revoked_sessions\x18\x01 \x01(\x05\x32\xc4\x04\n\rPromptService\x12Z\n\rStreamPrompts\x12!.keyvouch.v1.StreamPromptsRequest\x1a\".keyvouch.v1.StreamPromptsResponse(\x01\x30\x01\x12J\n\tGetDevice\x12\x1d.keyvouch.v1.GetDeviceRequest\x1a\x1e.keyvouch.v1.GetDeviceResponse\x12_\n\x10RenewCertificate\x12$.keyvouch.v1.RenewCertificateRequest\x1a%.keyvouch.v1.RenewCertificateResponse\x12h\n\x13\x42\x65ginKeyReplacement\x12\'.keyvouch.v1.BeginKeyReplacementRequest\x1a(.keyvouch.v1.BeginKeyReplacementResponse\x12q\n\x16\x43ompleteKeyReplacement\x12*.keyvouch.v1.CompleteKeyReplacementRequest\x1a+.keyvouch.v1.CompleteKeyReplacementResponse\x12M\n\nUnregister\x12\x1e.keyvouch.v1.UnregisterRequest\x1a\x1f.keyvouch.v1.UnregisterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19keyvouch/v1/prompts.proto\x12\x0bkeyvouch.v1\x1a\x18keyvouch/v1/common.proto\x1a\x1bkeyvouch/v1/enrolment.proto\"\x98\x01\n\x14StreamPromptsRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.keyvouch.v1.HelloH\x00\x12%\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x13.keyvouch.v1.AnswerH\x00\x12+\n\x06health\x18\x03 \x01(\x0b\x32\x19.keyvouch.v1.HealthReportH\x00\x42\x07\n\x05\x65vent\"\x1e\n\x05Hello\x12\x15\n\ragent_version\x18\x01 \x01(\t\"\xce\x01\n\x0cHealthReport\x12*\n\x05quote\x18\x01 \x01(\x0b\x32\x1b.keyvouch.v1.TpmAttestation\x12<\n\npcr_values\x18\x02 \x03(\x0b\x32(.keyvouch.v1.HealthReport.PcrValuesEntry\x12\x11\n\tevent_log\x18\x03 \x01(\x0c\x12\x0f\n\x07trouble\x18\x04 \x01(\t\x1a\x30\n\x0ePcrValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"\x8c\x01\n\x06\x41nswer\x12\x11\n\tprompt_id\x18\x01 \x01(\t\x12\x11\n\tstatement\x18\x02 \x01(\x0c\x12\x33\n\tassertion\x18\x03 \x01(\x0b\x32\x1e.keyvouch.v1.AssertionEvidenceH\x00\x12\x1b\n\x11\x63hannel_signature\x18\x04 \x01(\x0cH\x00\x42\n\n\x08\x65vidence\"\x88\x01\n\x11\x41ssertionEvidence\x12\x15\n\rcredential_id\x18\x01 \x01(\x0c\x12\x18\n\x10\x63lient_data_json\x18\x02 \x01(\x0c\x12\x1a\n\x12\x61uthenticator_data\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\x12\x13\n\x0buser_handle\x18\x05 \x01(\x0c\"\xf4\x01\n\x15StreamPromptsResponse\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.keyvouch.v1.WelcomeH\x00\x12%\n\x06prompt\x18\x02 \x01(\x0b\x32\x13.keyvouch.v1.PromptH\x00\x12\'\n\x07outcome\x18\x03 \x01(\x0b\x32\x14.keyvouch.v1.OutcomeH\x00\x12+\n\twithdrawn\x18\x04 \x01(\x0b\x32\x16.keyvouch.v1.WithdrawnH\x00\x12,\n\x06health\x18\x05 \x01(\x0b\x32\x1a.keyvouch.v1.HealthVerdictH\x00\x42\x07\n\x05\x65vent\"a\n\x07Welcome\x12\x16\n\x0eserver_version\x18\x01 \x01(\t\x12\x13\n\x0bserver_time\x18\x02 \x01(\x03\x12\x14\n\x0chealth_nonce\x18\x03 \x01(\x0c\x12\x13\n\x0bhealth_pcrs\x18\x04 \x03(\r\"u\n\rHealthVerdict\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.keyvouch.v1.HealthState\x12\x10\n\x08\x66indings\x18\x02 \x03(\t\x12)\n\tassurance\x18\x03 \x01(\x0b\x32\x16.keyvouch.v1.Assurance\"m\n\x06Prompt\x12\x11\n\tprompt_id\x18\x01 \x01(\t\x12\r\n\x05offer\x18\x02 \x01(\x0c\x12\x12\n\nexpires_at\x18\x03 \x01(\x03\x12\x15\n\rnumber_digits\x18\x04 \x01(\x05\x12\x16\n\x0enumber_choices\x18\x05 \x03(\t\"x\n\x07Outcome\x12\x11\n\tprompt_id\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x08\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.keyvouch.v1.SignInState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"G\n\tWithdrawn\x12\x11\n\tprompt_id\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.keyvouch.v1.SignInState\"\x12\n\x10GetDeviceRequest\"_\n\x11GetDeviceResponse\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.keyvouch.v1.Device\x12\x13\n\x0btenant_name\x18\x02 \x01(\t\x12\x10\n\x08username\x18\x03 \x01(\t\"\x19\n\x17RenewCertificateRequest\"5\n\x18RenewCertificateResponse\x12\x19\n\x11\x63\x65rtificate_chain\x18\x01 \x03(\x0c\"\x1c\n\x1a\x42\x65ginKeyReplacementRequest\"\xc8\x01\n\x1b\x42\x65ginKeyReplacementResponse\x12\x17\n\x0fregistration_id\x18\x01 \x01(\t\x12\x11\n\tstatement\x18\x02 \x01(\x0c\x12\r\n\x05rp_id\x18\x03 \x01(\t\x12\x13\n\x0buser_handle\x18\x04 \x01(\x0c\x12\x10\n\x08username\x18\x05 \x01(\t\x12\x12\n\nalgorithms\x18\x06 \x03(\x05\x12\x12\n\nexpires_at\x18\x07 \x01(\x03\x12\x1f\n\x17\x61ttestation_certificate\x18\x08 \x01(\x0c\"\x9e\x01\n\x1d\x43ompleteKeyReplacementRequest\x12\x17\n\x0fregistration_id\x18\x01 \x01(\t\x12\x18\n\x10\x63lient_data_json\x18\x02 \x01(\x0c\x12\x1a\n\x12\x61ttestation_object\x18\x03 \x01(\x0c\x12.\n\tpin_index\x18\x04 \x01(\x0b\x32\x1b.keyvouch.v1.TpmAttestation\"E\n\x1e\x43ompleteKeyReplacementResponse\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.keyvouch.v1.Device\"\x13\n\x11UnregisterRequest\".\n\x12UnregisterResponse\x12\x18\n\x10revoked_sessions\x18\x01 \x01(\x05\x32\xc4\x04\n\rPromptService\x12Z\n\rStreamPrompts\x12!.keyvouch.v1.StreamPromptsRequest\x1a\".keyvouch.v1.StreamPromptsResponse(\x01\x30\x01\x12J\n\tGetDevice\x12\x1d.keyvouch.v1.GetDeviceRequest\x1a\x1e.keyvouch.v1.GetDeviceResponse\x12_\n\x10RenewCertificate\x12$.keyvouch.v1.RenewCertificateRequest\x1a%.keyvouch.v1.RenewCertificateResponse\x12h\n\x13\x42\x65ginKeyReplacement\x12\'.keyvouch.v1.BeginKeyReplacementRequest\x1a(.keyvouch.v1.BeginKeyReplacementResponse\x12q\n\x16\x43ompleteKeyReplacement\x12*.keyvouch.v1.CompleteKeyReplacementRequest\x1a+.keyvouch.v1.CompleteKeyReplacementResponse\x12M\n\nUnregister\x12\x1e.keyvouch.v1.UnregisterRequest\x1a\x1f.keyvouch.v1.UnregisterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,31 +54,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEALTHVERDICT']._serialized_start=1121
   _globals['_HEALTHVERDICT']._serialized_end=1238
   _globals['_PROMPT']._serialized_start=1240
-  _globals['_PROMPT']._serialized_end=1325
-  _globals['_OUTCOME']._serialized_start=1327
-  _globals['_OUTCOME']._serialized_end=1447
-  _globals['_WITHDRAWN']._serialized_start=1449
-  _globals['_WITHDRAWN']._serialized_end=1520
-  _globals['_GETDEVICEREQUEST']._serialized_start=1522
-  _globals['_GETDEVICEREQUEST']._serialized_end=1540
-  _globals['_GETDEVICERESPONSE']._serialized_start=1542
-  _globals['_GETDEVICERESPONSE']._serialized_end=1637
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=1639
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=1664
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=1666
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=1719
-  _globals['_BEGINKEYREPLACEMENTREQUEST']._serialized_start=1721
-  _globals['_BEGINKEYREPLACEMENTREQUEST']._serialized_end=1749
-  _globals['_BEGINKEYREPLACEMENTRESPONSE']._serialized_start=1752
-  _globals['_BEGINKEYREPLACEMENTRESPONSE']._serialized_end=1952
-  _globals['_COMPLETEKEYREPLACEMENTREQUEST']._serialized_start=1955
-  _globals['_COMPLETEKEYREPLACEMENTREQUEST']._serialized_end=2113
-  _globals['_COMPLETEKEYREPLACEMENTRESPONSE']._serialized_start=2115
-  _globals['_COMPLETEKEYREPLACEMENTRESPONSE']._serialized_end=2184
-  _globals['_UNREGISTERREQUEST']._serialized_start=2186
-  _globals['_UNREGISTERREQUEST']._serialized_end=2205
-  _globals['_UNREGISTERRESPONSE']._serialized_start=2207
-  _globals['_UNREGISTERRESPONSE']._serialized_end=2253
-  _globals['_PROMPTSERVICE']._serialized_start=2256
-  _globals['_PROMPTSERVICE']._serialized_end=2836
+  _globals['_PROMPT']._serialized_end=1349
+  _globals['_OUTCOME']._serialized_start=1351
+  _globals['_OUTCOME']._serialized_end=1471
+  _globals['_WITHDRAWN']._serialized_start=1473
+  _globals['_WITHDRAWN']._serialized_end=1544
+  _globals['_GETDEVICEREQUEST']._serialized_start=1546
+  _globals['_GETDEVICEREQUEST']._serialized_end=1564
+  _globals['_GETDEVICERESPONSE']._serialized_start=1566
+  _globals['_GETDEVICERESPONSE']._serialized_end=1661
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=1663
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=1688
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=1690
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=1743
+  _globals['_BEGINKEYREPLACEMENTREQUEST']._serialized_start=1745
+  _globals['_BEGINKEYREPLACEMENTREQUEST']._serialized_end=1773
+  _globals['_BEGINKEYREPLACEMENTRESPONSE']._serialized_start=1776
+  _globals['_BEGINKEYREPLACEMENTRESPONSE']._serialized_end=1976
+  _globals['_COMPLETEKEYREPLACEMENTREQUEST']._serialized_start=1979
+  _globals['_COMPLETEKEYREPLACEMENTREQUEST']._serialized_end=2137
+  _globals['_COMPLETEKEYREPLACEMENTRESPONSE']._serialized_start=2139
+  _globals['_COMPLETEKEYREPLACEMENTRESPONSE']._serialized_end=2208
+  _globals['_UNREGISTERREQUEST']._serialized_start=2210
+  _globals['_UNREGISTERREQUEST']._serialized_end=2229
+  _globals['_UNREGISTERRESPONSE']._serialized_start=2231
+  _globals['_UNREGISTERRESPONSE']._serialized_end=2277
+  _globals['_PROMPTSERVICE']._serialized_start=2280
+  _globals['_PROMPTSERVICE']._serialized_end=2860
 # @@protoc_insertion_point(module_scope)

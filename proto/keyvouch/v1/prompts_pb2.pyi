@@ -326,12 +326,17 @@ class Prompt(_message.Message):
     OFFER_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     NUMBER_DIGITS_FIELD_NUMBER: _builtins.int
+    NUMBER_CHOICES_FIELD_NUMBER: _builtins.int
     prompt_id: _builtins.str
     offer: _builtins.bytes
     """Canonical CBOR, the offer of purpose `sign-in`. What is shown is parsed from these bytes."""
     expires_at: _builtins.int
     number_digits: _builtins.int
     """How many digits the person has to type."""
+    @_builtins.property
+    def number_choices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Legacy, where policy says so: three numbers, one of them right. The person chooses instead of typing."""
+
     def __init__(
         self,
         *,
@@ -339,10 +344,11 @@ class Prompt(_message.Message):
         offer: _builtins.bytes = ...,
         expires_at: _builtins.int = ...,
         number_digits: _builtins.int = ...,
+        number_choices: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "number_digits", b"number_digits", "offer", b"offer", "prompt_id", b"prompt_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "number_choices", b"number_choices", "number_digits", b"number_digits", "offer", b"offer", "prompt_id", b"prompt_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from keyvouch.v1 import common_pb2 as keyvouch_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fkeyvouch/v1/security_info.proto\x12\x0bkeyvouch.v1\x1a\x18keyvouch/v1/common.proto\"\x18\n\x16GetSecurityInfoRequest\"\x89\x01\n\x17GetSecurityInfoResponse\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08username\x18\x02 \x01(\t\x12\x13\n\x0btenant_name\x18\x03 \x01(\t\x12$\n\x07\x64\x65vices\x18\x04 \x03(\x0b\x32\x13.keyvouch.v1.Device\x12\x10\n\x08warnings\x18\x05 \x03(\t\"(\n\x13RemoveDeviceRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\"0\n\x14RemoveDeviceResponse\x12\x18\n\x10revoked_sessions\x18\x01 \x01(\x05\x32\xc8\x01\n\x13SecurityInfoService\x12\\\n\x0fGetSecurityInfo\x12#.keyvouch.v1.GetSecurityInfoRequest\x1a$.keyvouch.v1.GetSecurityInfoResponse\x12S\n\x0cRemoveDevice\x12 .keyvouch.v1.RemoveDeviceRequest\x1a!.keyvouch.v1.RemoveDeviceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fkeyvouch/v1/security_info.proto\x12\x0bkeyvouch.v1\x1a\x18keyvouch/v1/common.proto\"\x18\n\x16GetSecurityInfoRequest\"\xb5\x02\n\x17GetSecurityInfoResponse\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08username\x18\x02 \x01(\t\x12\x13\n\x0btenant_name\x18\x03 \x01(\t\x12$\n\x07\x64\x65vices\x18\x04 \x03(\x0b\x32\x13.keyvouch.v1.Device\x12\x10\n\x08warnings\x18\x05 \x03(\t\x12)\n\x07methods\x18\x06 \x03(\x0b\x32\x18.keyvouch.v1.MethodState\x12\x31\n\x0e\x64\x65\x66\x61ult_method\x18\x07 \x01(\x0e\x32\x19.keyvouch.v1.SignInMethod\x12\x1c\n\x14\x61sk_lost_or_replaced\x18\x08 \x01(\x08\x12.\n\tcampaigns\x18\t \x03(\x0b\x32\x1b.keyvouch.v1.CampaignNotice\"\x7f\n\x0bMethodState\x12)\n\x06method\x18\x01 \x01(\x0e\x32\x19.keyvouch.v1.SignInMethod\x12\x0e\n\x06usable\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x14\n\x0clast_used_at\x18\x05 \x01(\x03\"c\n\x13RemoveDeviceRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12%\n\x04\x66\x61te\x18\x02 \x01(\x0e\x32\x17.keyvouch.v1.DeviceFate\x12\x12\n\nrequest_id\x18\x0f \x01(\t\"0\n\x14RemoveDeviceResponse\x12\x18\n\x10revoked_sessions\x18\x01 \x01(\x05\"R\n\x13RenameDeviceRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x0f \x01(\t\";\n\x14RenameDeviceResponse\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.keyvouch.v1.Device\"X\n\x17SetDefaultMethodRequest\x12)\n\x06method\x18\x01 \x01(\x0e\x32\x19.keyvouch.v1.SignInMethod\x12\x12\n\nrequest_id\x18\x0f \x01(\t\"\x1a\n\x18SetDefaultMethodResponse\"0\n\x1aRevokeOtherSessionsRequest\x12\x12\n\nrequest_id\x18\x0f \x01(\t\"7\n\x1bRevokeOtherSessionsResponse\x12\x18\n\x10revoked_sessions\x18\x01 \x01(\x05\"*\n\x14GetOwnReceiptRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"(\n\x15GetOwnReceiptResponse\x12\x0f\n\x07receipt\x18\x01 \x01(\x0c\"\x19\n\x17\x45xplainOwnSignInRequest\"[\n\x18\x45xplainOwnSignInResponse\x12\'\n\x05rules\x18\x01 \x03(\x0b\x32\x18.keyvouch.v1.RuleVerdict\x12\x16\n\x0epolicy_version\x18\x02 \x01(\x03\x32\xa1\x05\n\x13SecurityInfoService\x12\\\n\x0fGetSecurityInfo\x12#.keyvouch.v1.GetSecurityInfoRequest\x1a$.keyvouch.v1.GetSecurityInfoResponse\x12S\n\x0cRemoveDevice\x12 .keyvouch.v1.RemoveDeviceRequest\x1a!.keyvouch.v1.RemoveDeviceResponse\x12S\n\x0cRenameDevice\x12 .keyvouch.v1.RenameDeviceRequest\x1a!.keyvouch.v1.RenameDeviceResponse\x12_\n\x10SetDefaultMethod\x12$.keyvouch.v1.SetDefaultMethodRequest\x1a%.keyvouch.v1.SetDefaultMethodResponse\x12h\n\x13RevokeOtherSessions\x12\'.keyvouch.v1.RevokeOtherSessionsRequest\x1a(.keyvouch.v1.RevokeOtherSessionsResponse\x12V\n\rGetOwnReceipt\x12!.keyvouch.v1.GetOwnReceiptRequest\x1a\".keyvouch.v1.GetOwnReceiptResponse\x12_\n\x10\x45xplainOwnSignIn\x12$.keyvouch.v1.ExplainOwnSignInRequest\x1a%.keyvouch.v1.ExplainOwnSignInResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,11 +35,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSECURITYINFOREQUEST']._serialized_start=74
   _globals['_GETSECURITYINFOREQUEST']._serialized_end=98
   _globals['_GETSECURITYINFORESPONSE']._serialized_start=101
-  _globals['_GETSECURITYINFORESPONSE']._serialized_end=238
-  _globals['_REMOVEDEVICEREQUEST']._serialized_start=240
-  _globals['_REMOVEDEVICEREQUEST']._serialized_end=280
-  _globals['_REMOVEDEVICERESPONSE']._serialized_start=282
-  _globals['_REMOVEDEVICERESPONSE']._serialized_end=330
-  _globals['_SECURITYINFOSERVICE']._serialized_start=333
-  _globals['_SECURITYINFOSERVICE']._serialized_end=533
+  _globals['_GETSECURITYINFORESPONSE']._serialized_end=410
+  _globals['_METHODSTATE']._serialized_start=412
+  _globals['_METHODSTATE']._serialized_end=539
+  _globals['_REMOVEDEVICEREQUEST']._serialized_start=541
+  _globals['_REMOVEDEVICEREQUEST']._serialized_end=640
+  _globals['_REMOVEDEVICERESPONSE']._serialized_start=642
+  _globals['_REMOVEDEVICERESPONSE']._serialized_end=690
+  _globals['_RENAMEDEVICEREQUEST']._serialized_start=692
+  _globals['_RENAMEDEVICEREQUEST']._serialized_end=774
+  _globals['_RENAMEDEVICERESPONSE']._serialized_start=776
+  _globals['_RENAMEDEVICERESPONSE']._serialized_end=835
+  _globals['_SETDEFAULTMETHODREQUEST']._serialized_start=837
+  _globals['_SETDEFAULTMETHODREQUEST']._serialized_end=925
+  _globals['_SETDEFAULTMETHODRESPONSE']._serialized_start=927
+  _globals['_SETDEFAULTMETHODRESPONSE']._serialized_end=953
+  _globals['_REVOKEOTHERSESSIONSREQUEST']._serialized_start=955
+  _globals['_REVOKEOTHERSESSIONSREQUEST']._serialized_end=1003
+  _globals['_REVOKEOTHERSESSIONSRESPONSE']._serialized_start=1005
+  _globals['_REVOKEOTHERSESSIONSRESPONSE']._serialized_end=1060
+  _globals['_GETOWNRECEIPTREQUEST']._serialized_start=1062
+  _globals['_GETOWNRECEIPTREQUEST']._serialized_end=1104
+  _globals['_GETOWNRECEIPTRESPONSE']._serialized_start=1106
+  _globals['_GETOWNRECEIPTRESPONSE']._serialized_end=1146
+  _globals['_EXPLAINOWNSIGNINREQUEST']._serialized_start=1148
+  _globals['_EXPLAINOWNSIGNINREQUEST']._serialized_end=1173
+  _globals['_EXPLAINOWNSIGNINRESPONSE']._serialized_start=1175
+  _globals['_EXPLAINOWNSIGNINRESPONSE']._serialized_end=1266
+  _globals['_SECURITYINFOSERVICE']._serialized_start=1269
+  _globals['_SECURITYINFOSERVICE']._serialized_end=1942
 # @@protoc_insertion_point(module_scope)

@@ -44,6 +44,31 @@ class SecurityInfoServiceStub(object):
                 request_serializer=keyvouch_dot_v1_dot_security__info__pb2.RemoveDeviceRequest.SerializeToString,
                 response_deserializer=keyvouch_dot_v1_dot_security__info__pb2.RemoveDeviceResponse.FromString,
                 _registered_method=True)
+        self.RenameDevice = channel.unary_unary(
+                '/keyvouch.v1.SecurityInfoService/RenameDevice',
+                request_serializer=keyvouch_dot_v1_dot_security__info__pb2.RenameDeviceRequest.SerializeToString,
+                response_deserializer=keyvouch_dot_v1_dot_security__info__pb2.RenameDeviceResponse.FromString,
+                _registered_method=True)
+        self.SetDefaultMethod = channel.unary_unary(
+                '/keyvouch.v1.SecurityInfoService/SetDefaultMethod',
+                request_serializer=keyvouch_dot_v1_dot_security__info__pb2.SetDefaultMethodRequest.SerializeToString,
+                response_deserializer=keyvouch_dot_v1_dot_security__info__pb2.SetDefaultMethodResponse.FromString,
+                _registered_method=True)
+        self.RevokeOtherSessions = channel.unary_unary(
+                '/keyvouch.v1.SecurityInfoService/RevokeOtherSessions',
+                request_serializer=keyvouch_dot_v1_dot_security__info__pb2.RevokeOtherSessionsRequest.SerializeToString,
+                response_deserializer=keyvouch_dot_v1_dot_security__info__pb2.RevokeOtherSessionsResponse.FromString,
+                _registered_method=True)
+        self.GetOwnReceipt = channel.unary_unary(
+                '/keyvouch.v1.SecurityInfoService/GetOwnReceipt',
+                request_serializer=keyvouch_dot_v1_dot_security__info__pb2.GetOwnReceiptRequest.SerializeToString,
+                response_deserializer=keyvouch_dot_v1_dot_security__info__pb2.GetOwnReceiptResponse.FromString,
+                _registered_method=True)
+        self.ExplainOwnSignIn = channel.unary_unary(
+                '/keyvouch.v1.SecurityInfoService/ExplainOwnSignIn',
+                request_serializer=keyvouch_dot_v1_dot_security__info__pb2.ExplainOwnSignInRequest.SerializeToString,
+                response_deserializer=keyvouch_dot_v1_dot_security__info__pb2.ExplainOwnSignInResponse.FromString,
+                _registered_method=True)
 
 
 class SecurityInfoServiceServicer(object):
@@ -57,10 +82,55 @@ class SecurityInfoServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RemoveDevice(self, request, context):
-        """Removes one of the caller's devices. Its prompt stream is cut and the sessions it approved are
-        revoked in the same transaction.
+        """Removes one of the caller's devices, the last one too. Its prompt stream is cut and the sessions it approved are
+        revoked in the same transaction; of a lost one the administrators are told.
 
         NOT_FOUND  device_unknown
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenameDevice(self, request, context):
+        """Gives one of the caller's devices another name for people.
+
+        NOT_FOUND  device_unknown
+        INVALID_ARGUMENT  field_invalid
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetDefaultMethod(self, request, context):
+        """What the caller is offered first when signing in. Unspecified: what was used last.
+
+        FAILED_PRECONDITION  no_method (the caller has no key for it)
+        INVALID_ARGUMENT  field_invalid (an access pass is no default: one that can be used comes first by itself)
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeOtherSessions(self, request, context):
+        """Ends every other session of the caller. Not open to sessions of an access pass.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetOwnReceipt(self, request, context):
+        """The receipt of the sign-in that became one of the caller's sessions; without an id, of the present one.
+
+        NOT_FOUND  session_unknown (no such session, or opened with an access pass)
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainOwnSignIn(self, request, context):
+        """Which rule decided what in the sign-in that became the present session.
+
+        NOT_FOUND  session_unknown (nothing is kept of that sign-in)
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +148,31 @@ def add_SecurityInfoServiceServicer_to_server(servicer, server):
                     servicer.RemoveDevice,
                     request_deserializer=keyvouch_dot_v1_dot_security__info__pb2.RemoveDeviceRequest.FromString,
                     response_serializer=keyvouch_dot_v1_dot_security__info__pb2.RemoveDeviceResponse.SerializeToString,
+            ),
+            'RenameDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenameDevice,
+                    request_deserializer=keyvouch_dot_v1_dot_security__info__pb2.RenameDeviceRequest.FromString,
+                    response_serializer=keyvouch_dot_v1_dot_security__info__pb2.RenameDeviceResponse.SerializeToString,
+            ),
+            'SetDefaultMethod': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetDefaultMethod,
+                    request_deserializer=keyvouch_dot_v1_dot_security__info__pb2.SetDefaultMethodRequest.FromString,
+                    response_serializer=keyvouch_dot_v1_dot_security__info__pb2.SetDefaultMethodResponse.SerializeToString,
+            ),
+            'RevokeOtherSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeOtherSessions,
+                    request_deserializer=keyvouch_dot_v1_dot_security__info__pb2.RevokeOtherSessionsRequest.FromString,
+                    response_serializer=keyvouch_dot_v1_dot_security__info__pb2.RevokeOtherSessionsResponse.SerializeToString,
+            ),
+            'GetOwnReceipt': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetOwnReceipt,
+                    request_deserializer=keyvouch_dot_v1_dot_security__info__pb2.GetOwnReceiptRequest.FromString,
+                    response_serializer=keyvouch_dot_v1_dot_security__info__pb2.GetOwnReceiptResponse.SerializeToString,
+            ),
+            'ExplainOwnSignIn': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainOwnSignIn,
+                    request_deserializer=keyvouch_dot_v1_dot_security__info__pb2.ExplainOwnSignInRequest.FromString,
+                    response_serializer=keyvouch_dot_v1_dot_security__info__pb2.ExplainOwnSignInResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +229,141 @@ class SecurityInfoService(object):
             '/keyvouch.v1.SecurityInfoService/RemoveDevice',
             keyvouch_dot_v1_dot_security__info__pb2.RemoveDeviceRequest.SerializeToString,
             keyvouch_dot_v1_dot_security__info__pb2.RemoveDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenameDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyvouch.v1.SecurityInfoService/RenameDevice',
+            keyvouch_dot_v1_dot_security__info__pb2.RenameDeviceRequest.SerializeToString,
+            keyvouch_dot_v1_dot_security__info__pb2.RenameDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetDefaultMethod(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyvouch.v1.SecurityInfoService/SetDefaultMethod',
+            keyvouch_dot_v1_dot_security__info__pb2.SetDefaultMethodRequest.SerializeToString,
+            keyvouch_dot_v1_dot_security__info__pb2.SetDefaultMethodResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeOtherSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyvouch.v1.SecurityInfoService/RevokeOtherSessions',
+            keyvouch_dot_v1_dot_security__info__pb2.RevokeOtherSessionsRequest.SerializeToString,
+            keyvouch_dot_v1_dot_security__info__pb2.RevokeOtherSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetOwnReceipt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyvouch.v1.SecurityInfoService/GetOwnReceipt',
+            keyvouch_dot_v1_dot_security__info__pb2.GetOwnReceiptRequest.SerializeToString,
+            keyvouch_dot_v1_dot_security__info__pb2.GetOwnReceiptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainOwnSignIn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keyvouch.v1.SecurityInfoService/ExplainOwnSignIn',
+            keyvouch_dot_v1_dot_security__info__pb2.ExplainOwnSignInRequest.SerializeToString,
+            keyvouch_dot_v1_dot_security__info__pb2.ExplainOwnSignInResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,10 +36,34 @@ class SecurityInfoServiceStub:
     GetSecurityInfo: _grpc.UnaryUnaryMultiCallable[_security_info_pb2.GetSecurityInfoRequest, _security_info_pb2.GetSecurityInfoResponse]
     """The caller's devices and what the administrators require of them."""
     RemoveDevice: _grpc.UnaryUnaryMultiCallable[_security_info_pb2.RemoveDeviceRequest, _security_info_pb2.RemoveDeviceResponse]
-    """Removes one of the caller's devices. Its prompt stream is cut and the sessions it approved are
-    revoked in the same transaction.
+    """Removes one of the caller's devices, the last one too. Its prompt stream is cut and the sessions it approved are
+    revoked in the same transaction; of a lost one the administrators are told.
 
     NOT_FOUND  device_unknown
+    """
+    RenameDevice: _grpc.UnaryUnaryMultiCallable[_security_info_pb2.RenameDeviceRequest, _security_info_pb2.RenameDeviceResponse]
+    """Gives one of the caller's devices another name for people.
+
+    NOT_FOUND  device_unknown
+    INVALID_ARGUMENT  field_invalid
+    """
+    SetDefaultMethod: _grpc.UnaryUnaryMultiCallable[_security_info_pb2.SetDefaultMethodRequest, _security_info_pb2.SetDefaultMethodResponse]
+    """What the caller is offered first when signing in. Unspecified: what was used last.
+
+    FAILED_PRECONDITION  no_method (the caller has no key for it)
+    INVALID_ARGUMENT  field_invalid (an access pass is no default: one that can be used comes first by itself)
+    """
+    RevokeOtherSessions: _grpc.UnaryUnaryMultiCallable[_security_info_pb2.RevokeOtherSessionsRequest, _security_info_pb2.RevokeOtherSessionsResponse]
+    """Ends every other session of the caller. Not open to sessions of an access pass."""
+    GetOwnReceipt: _grpc.UnaryUnaryMultiCallable[_security_info_pb2.GetOwnReceiptRequest, _security_info_pb2.GetOwnReceiptResponse]
+    """The receipt of the sign-in that became one of the caller's sessions; without an id, of the present one.
+
+    NOT_FOUND  session_unknown (no such session, or opened with an access pass)
+    """
+    ExplainOwnSignIn: _grpc.UnaryUnaryMultiCallable[_security_info_pb2.ExplainOwnSignInRequest, _security_info_pb2.ExplainOwnSignInResponse]
+    """Which rule decided what in the sign-in that became the present session.
+
+    NOT_FOUND  session_unknown (nothing is kept of that sign-in)
     """
 
 @_typing.type_check_only
@@ -48,10 +72,34 @@ class SecurityInfoServiceAsyncStub(SecurityInfoServiceStub):
     GetSecurityInfo: _aio.UnaryUnaryMultiCallable[_security_info_pb2.GetSecurityInfoRequest, _security_info_pb2.GetSecurityInfoResponse]  # type: ignore[assignment]
     """The caller's devices and what the administrators require of them."""
     RemoveDevice: _aio.UnaryUnaryMultiCallable[_security_info_pb2.RemoveDeviceRequest, _security_info_pb2.RemoveDeviceResponse]  # type: ignore[assignment]
-    """Removes one of the caller's devices. Its prompt stream is cut and the sessions it approved are
-    revoked in the same transaction.
+    """Removes one of the caller's devices, the last one too. Its prompt stream is cut and the sessions it approved are
+    revoked in the same transaction; of a lost one the administrators are told.
 
     NOT_FOUND  device_unknown
+    """
+    RenameDevice: _aio.UnaryUnaryMultiCallable[_security_info_pb2.RenameDeviceRequest, _security_info_pb2.RenameDeviceResponse]  # type: ignore[assignment]
+    """Gives one of the caller's devices another name for people.
+
+    NOT_FOUND  device_unknown
+    INVALID_ARGUMENT  field_invalid
+    """
+    SetDefaultMethod: _aio.UnaryUnaryMultiCallable[_security_info_pb2.SetDefaultMethodRequest, _security_info_pb2.SetDefaultMethodResponse]  # type: ignore[assignment]
+    """What the caller is offered first when signing in. Unspecified: what was used last.
+
+    FAILED_PRECONDITION  no_method (the caller has no key for it)
+    INVALID_ARGUMENT  field_invalid (an access pass is no default: one that can be used comes first by itself)
+    """
+    RevokeOtherSessions: _aio.UnaryUnaryMultiCallable[_security_info_pb2.RevokeOtherSessionsRequest, _security_info_pb2.RevokeOtherSessionsResponse]  # type: ignore[assignment]
+    """Ends every other session of the caller. Not open to sessions of an access pass."""
+    GetOwnReceipt: _aio.UnaryUnaryMultiCallable[_security_info_pb2.GetOwnReceiptRequest, _security_info_pb2.GetOwnReceiptResponse]  # type: ignore[assignment]
+    """The receipt of the sign-in that became one of the caller's sessions; without an id, of the present one.
+
+    NOT_FOUND  session_unknown (no such session, or opened with an access pass)
+    """
+    ExplainOwnSignIn: _aio.UnaryUnaryMultiCallable[_security_info_pb2.ExplainOwnSignInRequest, _security_info_pb2.ExplainOwnSignInResponse]  # type: ignore[assignment]
+    """Which rule decided what in the sign-in that became the present session.
+
+    NOT_FOUND  session_unknown (nothing is kept of that sign-in)
     """
 
 class SecurityInfoServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -69,10 +117,64 @@ class SecurityInfoServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _security_info_pb2.RemoveDeviceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_security_info_pb2.RemoveDeviceResponse, _abc.Awaitable[_security_info_pb2.RemoveDeviceResponse]]:
-        """Removes one of the caller's devices. Its prompt stream is cut and the sessions it approved are
-        revoked in the same transaction.
+        """Removes one of the caller's devices, the last one too. Its prompt stream is cut and the sessions it approved are
+        revoked in the same transaction; of a lost one the administrators are told.
 
         NOT_FOUND  device_unknown
+        """
+
+    @_abc_1.abstractmethod
+    def RenameDevice(
+        self,
+        request: _security_info_pb2.RenameDeviceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_security_info_pb2.RenameDeviceResponse, _abc.Awaitable[_security_info_pb2.RenameDeviceResponse]]:
+        """Gives one of the caller's devices another name for people.
+
+        NOT_FOUND  device_unknown
+        INVALID_ARGUMENT  field_invalid
+        """
+
+    @_abc_1.abstractmethod
+    def SetDefaultMethod(
+        self,
+        request: _security_info_pb2.SetDefaultMethodRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_security_info_pb2.SetDefaultMethodResponse, _abc.Awaitable[_security_info_pb2.SetDefaultMethodResponse]]:
+        """What the caller is offered first when signing in. Unspecified: what was used last.
+
+        FAILED_PRECONDITION  no_method (the caller has no key for it)
+        INVALID_ARGUMENT  field_invalid (an access pass is no default: one that can be used comes first by itself)
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeOtherSessions(
+        self,
+        request: _security_info_pb2.RevokeOtherSessionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_security_info_pb2.RevokeOtherSessionsResponse, _abc.Awaitable[_security_info_pb2.RevokeOtherSessionsResponse]]:
+        """Ends every other session of the caller. Not open to sessions of an access pass."""
+
+    @_abc_1.abstractmethod
+    def GetOwnReceipt(
+        self,
+        request: _security_info_pb2.GetOwnReceiptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_security_info_pb2.GetOwnReceiptResponse, _abc.Awaitable[_security_info_pb2.GetOwnReceiptResponse]]:
+        """The receipt of the sign-in that became one of the caller's sessions; without an id, of the present one.
+
+        NOT_FOUND  session_unknown (no such session, or opened with an access pass)
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainOwnSignIn(
+        self,
+        request: _security_info_pb2.ExplainOwnSignInRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_security_info_pb2.ExplainOwnSignInResponse, _abc.Awaitable[_security_info_pb2.ExplainOwnSignInResponse]]:
+        """Which rule decided what in the sign-in that became the present session.
+
+        NOT_FOUND  session_unknown (nothing is kept of that sign-in)
         """
 
 def add_SecurityInfoServiceServicer_to_server(servicer: SecurityInfoServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from keyvouch.v1 import common_pb2 as keyvouch_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1akeyvouch/v1/sessions.proto\x12\x0bkeyvouch.v1\x1a\x18keyvouch/v1/common.proto\"=\n\x15RefreshSessionRequest\x12\x15\n\rrefresh_token\x18\x01 \x01(\t\x12\r\n\x05proof\x18\x02 \x01(\x0c\"D\n\x16RefreshSessionResponse\x12*\n\x06tokens\x18\x01 \x01(\x0b\x32\x1a.keyvouch.v1.SessionTokens\"\x1a\n\x18IntrospectSessionRequest\"P\n\x19IntrospectSessionResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.keyvouch.v1.Session\x12\x0c\n\x04role\x18\x02 \x01(\t\"=\n\x13ListSessionsRequest\x12&\n\x04page\x18\x01 \x01(\x0b\x32\x18.keyvouch.v1.PageRequest\"R\n\x14ListSessionsResponse\x12&\n\x08sessions\x18\x01 \x03(\x0b\x32\x14.keyvouch.v1.Session\x12\x12\n\nnext_token\x18\x02 \x01(\t\"*\n\x14RevokeSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x17\n\x15RevokeSessionResponse\"\x10\n\x0eGetJwksRequest\"B\n\x0fGetJwksResponse\x12\x0c\n\x04jwks\x18\x01 \x01(\t\x12\x11\n\tserver_id\x18\x02 \x01(\x0c\x12\x0e\n\x06issuer\x18\x03 \x01(\t2\xc2\x03\n\x0eSessionService\x12Y\n\x0eRefreshSession\x12\".keyvouch.v1.RefreshSessionRequest\x1a#.keyvouch.v1.RefreshSessionResponse\x12\x62\n\x11IntrospectSession\x12%.keyvouch.v1.IntrospectSessionRequest\x1a&.keyvouch.v1.IntrospectSessionResponse\x12S\n\x0cListSessions\x12 .keyvouch.v1.ListSessionsRequest\x1a!.keyvouch.v1.ListSessionsResponse\x12V\n\rRevokeSession\x12!.keyvouch.v1.RevokeSessionRequest\x1a\".keyvouch.v1.RevokeSessionResponse\x12\x44\n\x07GetJwks\x12\x1b.keyvouch.v1.GetJwksRequest\x1a\x1c.keyvouch.v1.GetJwksResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1akeyvouch/v1/sessions.proto\x12\x0bkeyvouch.v1\x1a\x18keyvouch/v1/common.proto\"=\n\x15RefreshSessionRequest\x12\x15\n\rrefresh_token\x18\x01 \x01(\t\x12\r\n\x05proof\x18\x02 \x01(\x0c\"D\n\x16RefreshSessionResponse\x12*\n\x06tokens\x18\x01 \x01(\x0b\x32\x1a.keyvouch.v1.SessionTokens\"\x1a\n\x18IntrospectSessionRequest\"P\n\x19IntrospectSessionResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.keyvouch.v1.Session\x12\x0c\n\x04role\x18\x02 \x01(\t\"=\n\x13ListSessionsRequest\x12&\n\x04page\x18\x01 \x01(\x0b\x32\x18.keyvouch.v1.PageRequest\"R\n\x14ListSessionsResponse\x12&\n\x08sessions\x18\x01 \x03(\x0b\x32\x14.keyvouch.v1.Session\x12\x12\n\nnext_token\x18\x02 \x01(\t\">\n\x14RevokeSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x0f \x01(\t\"\x17\n\x15RevokeSessionResponse\"\x10\n\x0eGetJwksRequest\"B\n\x0fGetJwksResponse\x12\x0c\n\x04jwks\x18\x01 \x01(\t\x12\x11\n\tserver_id\x18\x02 \x01(\x0c\x12\x0e\n\x06issuer\x18\x03 \x01(\t2\xc2\x03\n\x0eSessionService\x12Y\n\x0eRefreshSession\x12\".keyvouch.v1.RefreshSessionRequest\x1a#.keyvouch.v1.RefreshSessionResponse\x12\x62\n\x11IntrospectSession\x12%.keyvouch.v1.IntrospectSessionRequest\x1a&.keyvouch.v1.IntrospectSessionResponse\x12S\n\x0cListSessions\x12 .keyvouch.v1.ListSessionsRequest\x1a!.keyvouch.v1.ListSessionsResponse\x12V\n\rRevokeSession\x12!.keyvouch.v1.RevokeSessionRequest\x1a\".keyvouch.v1.RevokeSessionResponse\x12\x44\n\x07GetJwks\x12\x1b.keyvouch.v1.GetJwksRequest\x1a\x1c.keyvouch.v1.GetJwksResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,13 +45,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTSESSIONSRESPONSE']._serialized_start=375
   _globals['_LISTSESSIONSRESPONSE']._serialized_end=457
   _globals['_REVOKESESSIONREQUEST']._serialized_start=459
-  _globals['_REVOKESESSIONREQUEST']._serialized_end=501
-  _globals['_REVOKESESSIONRESPONSE']._serialized_start=503
-  _globals['_REVOKESESSIONRESPONSE']._serialized_end=526
-  _globals['_GETJWKSREQUEST']._serialized_start=528
-  _globals['_GETJWKSREQUEST']._serialized_end=544
-  _globals['_GETJWKSRESPONSE']._serialized_start=546
-  _globals['_GETJWKSRESPONSE']._serialized_end=612
-  _globals['_SESSIONSERVICE']._serialized_start=615
-  _globals['_SESSIONSERVICE']._serialized_end=1065
+  _globals['_REVOKESESSIONREQUEST']._serialized_end=521
+  _globals['_REVOKESESSIONRESPONSE']._serialized_start=523
+  _globals['_REVOKESESSIONRESPONSE']._serialized_end=546
+  _globals['_GETJWKSREQUEST']._serialized_start=548
+  _globals['_GETJWKSREQUEST']._serialized_end=564
+  _globals['_GETJWKSRESPONSE']._serialized_start=566
+  _globals['_GETJWKSRESPONSE']._serialized_end=632
+  _globals['_SESSIONSERVICE']._serialized_start=635
+  _globals['_SESSIONSERVICE']._serialized_end=1085
 # @@protoc_insertion_point(module_scope)

@@ -93,7 +93,8 @@ class SessionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RevokeSession(self, request, context):
-        """Ends one of the caller's sessions; without an id, the present one. Ending an ended session succeeds.
+        """Ends one of the caller's sessions; without an id, the present one. Ending an ended session succeeds. For the present
+        one a token is enough; for another one the call has to be proved, as all calls of this server.
 
         NOT_FOUND  session_unknown
         """

@@ -54,7 +54,8 @@ class SessionServiceStub:
     ListSessions: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ListSessionsRequest, _sessions_pb2.ListSessionsResponse]
     """The caller's sessions."""
     RevokeSession: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.RevokeSessionRequest, _sessions_pb2.RevokeSessionResponse]
-    """Ends one of the caller's sessions; without an id, the present one. Ending an ended session succeeds.
+    """Ends one of the caller's sessions; without an id, the present one. Ending an ended session succeeds. For the present
+    one a token is enough; for another one the call has to be proved, as all calls of this server.
 
     NOT_FOUND  session_unknown
     """
@@ -80,7 +81,8 @@ class SessionServiceAsyncStub(SessionServiceStub):
     ListSessions: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ListSessionsRequest, _sessions_pb2.ListSessionsResponse]  # type: ignore[assignment]
     """The caller's sessions."""
     RevokeSession: _aio.UnaryUnaryMultiCallable[_sessions_pb2.RevokeSessionRequest, _sessions_pb2.RevokeSessionResponse]  # type: ignore[assignment]
-    """Ends one of the caller's sessions; without an id, the present one. Ending an ended session succeeds.
+    """Ends one of the caller's sessions; without an id, the present one. Ending an ended session succeeds. For the present
+    one a token is enough; for another one the call has to be proved, as all calls of this server.
 
     NOT_FOUND  session_unknown
     """
@@ -127,7 +129,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.RevokeSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.RevokeSessionResponse, _abc.Awaitable[_sessions_pb2.RevokeSessionResponse]]:
-        """Ends one of the caller's sessions; without an id, the present one. Ending an ended session succeeds.
+        """Ends one of the caller's sessions; without an id, the present one. Ending an ended session succeeds. For the present
+        one a token is enough; for another one the call has to be proved, as all calls of this server.
 
         NOT_FOUND  session_unknown
         """

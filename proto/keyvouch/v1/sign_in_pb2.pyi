@@ -68,6 +68,8 @@ class SignInContext(_message.Message):
     APP_NAME_FIELD_NUMBER: _builtins.int
     AUDIENCE_FIELD_NUMBER: _builtins.int
     BINDING_MESSAGE_FIELD_NUMBER: _builtins.int
+    REQUIRED_ASSURANCE_FIELD_NUMBER: _builtins.int
+    PHISHING_RESISTANT_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Tenant name."""
     username: _builtins.str
@@ -80,6 +82,12 @@ class SignInContext(_message.Message):
     """
     binding_message: _builtins.str
     """Optional sentence that names the act, at most 128 characters."""
+    phishing_resistant: _builtins.bool
+    """Step-up: matching a number is not enough."""
+    @_builtins.property
+    def required_assurance(self) -> _common_pb2.AssuranceRequirement:
+        """Step-up: the least that the app accepts this time. What policy asks for counts too; the stricter wins."""
+
     def __init__(
         self,
         *,
@@ -89,10 +97,12 @@ class SignInContext(_message.Message):
         app_name: _builtins.str = ...,
         audience: _builtins.str = ...,
         binding_message: _builtins.str = ...,
+        required_assurance: _common_pb2.AssuranceRequirement | None = ...,
+        phishing_resistant: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["required_assurance", b"required_assurance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "app_name", b"app_name", "audience", b"audience", "binding_message", b"binding_message", "tenant", b"tenant", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "app_name", b"app_name", "audience", b"audience", "binding_message", b"binding_message", "phishing_resistant", b"phishing_resistant", "required_assurance", b"required_assurance", "tenant", b"tenant", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -105,10 +115,15 @@ class BeginSignInRequest(_message.Message):
     CONTEXT_FIELD_NUMBER: _builtins.int
     PROOF_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
+    KNOWN_CLIENT_FIELD_NUMBER: _builtins.int
     proof_public_key: _builtins.bytes
     """DER SubjectPublicKeyInfo of the client's P-256 proof key."""
     method: _common_pb2.SignInMethod.ValueType
     """Approval with a registered device, if nothing is said, or a security key at the client."""
+    known_client: _builtins.str
+    """`RedeemSignInResponse.known_client` of the last session of this user at this client, if there was one. Such a client is
+    told which methods the user prefers, and strangers who begin sign-ins for the user do not hinder it.
+    """
     @_builtins.property
     def context(self) -> Global___SignInContext: ...
     def __init__(
@@ -117,10 +132,11 @@ class BeginSignInRequest(_message.Message):
         context: Global___SignInContext | None = ...,
         proof_public_key: _builtins.bytes = ...,
         method: _common_pb2.SignInMethod.ValueType = ...,
+        known_client: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "method", b"method", "proof_public_key", b"proof_public_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "known_client", b"known_client", "method", b"method", "proof_public_key", b"proof_public_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -143,7 +159,9 @@ class BeginSignInResponse(_message.Message):
     expires_at: _builtins.int
     @_builtins.property
     def methods(self) -> _containers.RepeatedScalarFieldContainer[_common_pb2.SignInMethod.ValueType]:
-        """Ways to sign in that policy allows, the preferred one first."""
+        """Ways to sign in that policy allows, the preferred one first: for a known client a usable access pass, then the default the
+        user has set, or what the user used last. For others the order says nothing.
+        """
 
     @_builtins.property
     def security_key(self) -> Global___SecurityKeyOffers:
@@ -343,19 +361,33 @@ class RedeemSignInResponse(_message.Message):
 
     TOKENS_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
+    KNOWN_CLIENT_FIELD_NUMBER: _builtins.int
+    CAMPAIGNS_FIELD_NUMBER: _builtins.int
+    OPEN_RISK_EVENTS_FIELD_NUMBER: _builtins.int
+    known_client: _builtins.str
+    """For BeginSignInRequest, next time. Opaque; worth nothing to anybody but a client of this user."""
+    open_risk_events: _builtins.int
+    """Administrators only: risk events of the tenant that nobody has looked at."""
     @_builtins.property
     def tokens(self) -> _common_pb2.SessionTokens: ...
     @_builtins.property
     def session(self) -> _common_pb2.Session: ...
+    @_builtins.property
+    def campaigns(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.CampaignNotice]:
+        """What the person has to register, and until when."""
+
     def __init__(
         self,
         *,
         tokens: _common_pb2.SessionTokens | None = ...,
         session: _common_pb2.Session | None = ...,
+        known_client: _builtins.str = ...,
+        campaigns: _abc.Iterable[_common_pb2.CampaignNotice] | None = ...,
+        open_risk_events: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["campaigns", b"campaigns", "known_client", b"known_client", "open_risk_events", b"open_risk_events", "session", b"session", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -462,8 +494,11 @@ class SignInSessionBegin(_message.Message):
 
     TAG_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
+    KNOWN_CLIENT_FIELD_NUMBER: _builtins.int
     tag: _builtins.int
     """Chosen by the client, unique on this stream while the sign-in lasts."""
+    known_client: _builtins.str
+    """As in BeginSignInRequest."""
     @_builtins.property
     def context(self) -> Global___SignInContext: ...
     def __init__(
@@ -471,10 +506,11 @@ class SignInSessionBegin(_message.Message):
         *,
         tag: _builtins.int = ...,
         context: Global___SignInContext | None = ...,
+        known_client: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "tag", b"tag"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "known_client", b"known_client", "tag", b"tag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -655,19 +691,23 @@ class SignInWithAccessPassResponse(_message.Message):
 
     TOKENS_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
+    CAMPAIGNS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tokens(self) -> _common_pb2.SessionTokens: ...
     @_builtins.property
     def session(self) -> _common_pb2.Session: ...
+    @_builtins.property
+    def campaigns(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.CampaignNotice]: ...
     def __init__(
         self,
         *,
         tokens: _common_pb2.SessionTokens | None = ...,
         session: _common_pb2.Session | None = ...,
+        campaigns: _abc.Iterable[_common_pb2.CampaignNotice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["campaigns", b"campaigns", "session", b"session", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -81,8 +81,9 @@ class SignInServiceServicer(object):
         credentials that nobody has.
 
         INVALID_ARGUMENT  field_invalid
-        FAILED_PRECONDITION  method_disabled, assurance_too_low, authenticator_model, authenticator_status,
-        card_certificate, device_health: policy says no, and no device was bothered
+        FAILED_PRECONDITION  method_disabled, method_not_targeted (known clients), assurance_too_low, strength_required,
+        method_required, authenticator_model, authenticator_status, card_certificate,
+        device_health: policy says no, and no device was bothered
         RESOURCE_EXHAUSTED  throttled (google.rpc.RetryInfo says when)
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -105,8 +106,10 @@ class SignInServiceServicer(object):
 
         FAILED_PRECONDITION  sign_in_pending, sign_in_denied, sign_in_reported, number_mismatch,
         sign_in_expired, sign_in_superseded, sign_in_cancelled, challenge_consumed,
-        method_disabled, assurance_too_low, authenticator_model, authenticator_status,
-        card_certificate, card_user, device_health: policy says no, asked once more
+        method_disabled, method_not_targeted, assurance_too_low, strength_required,
+        method_required, authenticator_model, authenticator_status, card_certificate, card_user,
+        device_health: policy says no, asked once more
+        ABORTED              policy_changed: policy asks for a longer number by now
         UNAUTHENTICATED      credentials_missing, sign_in_unknown, proof_invalid
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -148,7 +151,8 @@ class SignInServiceServicer(object):
     def SignInWithAccessPass(self, request, context):
         """Opens a session with a Temporary Access Pass. Every refusal looks alike; the audit log knows why.
 
-        UNAUTHENTICATED  access_pass_refused
+        UNAUTHENTICATED     access_pass_refused
+        RESOURCE_EXHAUSTED  throttled, whoever is named (google.rpc.RetryInfo says when); nothing was compared
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

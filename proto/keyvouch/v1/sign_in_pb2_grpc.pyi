@@ -74,8 +74,9 @@ class SignInServiceStub:
     credentials that nobody has.
 
     INVALID_ARGUMENT  field_invalid
-    FAILED_PRECONDITION  method_disabled, assurance_too_low, authenticator_model, authenticator_status,
-                         card_certificate, device_health: policy says no, and no device was bothered
+    FAILED_PRECONDITION  method_disabled, method_not_targeted (known clients), assurance_too_low, strength_required,
+                         method_required, authenticator_model, authenticator_status, card_certificate,
+                         device_health: policy says no, and no device was bothered
     RESOURCE_EXHAUSTED  throttled (google.rpc.RetryInfo says when)
     """
     WatchSignIn: _grpc.UnaryStreamMultiCallable[_sign_in_pb2.WatchSignInRequest, _sign_in_pb2.WatchSignInResponse]
@@ -90,8 +91,10 @@ class SignInServiceStub:
 
     FAILED_PRECONDITION  sign_in_pending, sign_in_denied, sign_in_reported, number_mismatch,
                          sign_in_expired, sign_in_superseded, sign_in_cancelled, challenge_consumed,
-                         method_disabled, assurance_too_low, authenticator_model, authenticator_status,
-                         card_certificate, card_user, device_health: policy says no, asked once more
+                         method_disabled, method_not_targeted, assurance_too_low, strength_required,
+                         method_required, authenticator_model, authenticator_status, card_certificate, card_user,
+                         device_health: policy says no, asked once more
+    ABORTED              policy_changed: policy asks for a longer number by now
     UNAUTHENTICATED      credentials_missing, sign_in_unknown, proof_invalid
     """
     CompleteSecurityKeySignIn: _grpc.UnaryUnaryMultiCallable[_sign_in_pb2.CompleteSecurityKeySignInRequest, _sign_in_pb2.CompleteSecurityKeySignInResponse]
@@ -116,7 +119,8 @@ class SignInServiceStub:
     SignInWithAccessPass: _grpc.UnaryUnaryMultiCallable[_sign_in_pb2.SignInWithAccessPassRequest, _sign_in_pb2.SignInWithAccessPassResponse]
     """Opens a session with a Temporary Access Pass. Every refusal looks alike; the audit log knows why.
 
-    UNAUTHENTICATED  access_pass_refused
+    UNAUTHENTICATED     access_pass_refused
+    RESOURCE_EXHAUSTED  throttled, whoever is named (google.rpc.RetryInfo says when); nothing was compared
     """
 
 @_typing.type_check_only
@@ -129,8 +133,9 @@ class SignInServiceAsyncStub(SignInServiceStub):
     credentials that nobody has.
 
     INVALID_ARGUMENT  field_invalid
-    FAILED_PRECONDITION  method_disabled, assurance_too_low, authenticator_model, authenticator_status,
-                         card_certificate, device_health: policy says no, and no device was bothered
+    FAILED_PRECONDITION  method_disabled, method_not_targeted (known clients), assurance_too_low, strength_required,
+                         method_required, authenticator_model, authenticator_status, card_certificate,
+                         device_health: policy says no, and no device was bothered
     RESOURCE_EXHAUSTED  throttled (google.rpc.RetryInfo says when)
     """
     WatchSignIn: _aio.UnaryStreamMultiCallable[_sign_in_pb2.WatchSignInRequest, _sign_in_pb2.WatchSignInResponse]  # type: ignore[assignment]
@@ -145,8 +150,10 @@ class SignInServiceAsyncStub(SignInServiceStub):
 
     FAILED_PRECONDITION  sign_in_pending, sign_in_denied, sign_in_reported, number_mismatch,
                          sign_in_expired, sign_in_superseded, sign_in_cancelled, challenge_consumed,
-                         method_disabled, assurance_too_low, authenticator_model, authenticator_status,
-                         card_certificate, card_user, device_health: policy says no, asked once more
+                         method_disabled, method_not_targeted, assurance_too_low, strength_required,
+                         method_required, authenticator_model, authenticator_status, card_certificate, card_user,
+                         device_health: policy says no, asked once more
+    ABORTED              policy_changed: policy asks for a longer number by now
     UNAUTHENTICATED      credentials_missing, sign_in_unknown, proof_invalid
     """
     CompleteSecurityKeySignIn: _aio.UnaryUnaryMultiCallable[_sign_in_pb2.CompleteSecurityKeySignInRequest, _sign_in_pb2.CompleteSecurityKeySignInResponse]  # type: ignore[assignment]
@@ -171,7 +178,8 @@ class SignInServiceAsyncStub(SignInServiceStub):
     SignInWithAccessPass: _aio.UnaryUnaryMultiCallable[_sign_in_pb2.SignInWithAccessPassRequest, _sign_in_pb2.SignInWithAccessPassResponse]  # type: ignore[assignment]
     """Opens a session with a Temporary Access Pass. Every refusal looks alike; the audit log knows why.
 
-    UNAUTHENTICATED  access_pass_refused
+    UNAUTHENTICATED     access_pass_refused
+    RESOURCE_EXHAUSTED  throttled, whoever is named (google.rpc.RetryInfo says when); nothing was compared
     """
 
 class SignInServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -187,8 +195,9 @@ class SignInServiceServicer(metaclass=_abc_1.ABCMeta):
         credentials that nobody has.
 
         INVALID_ARGUMENT  field_invalid
-        FAILED_PRECONDITION  method_disabled, assurance_too_low, authenticator_model, authenticator_status,
-                             card_certificate, device_health: policy says no, and no device was bothered
+        FAILED_PRECONDITION  method_disabled, method_not_targeted (known clients), assurance_too_low, strength_required,
+                             method_required, authenticator_model, authenticator_status, card_certificate,
+                             device_health: policy says no, and no device was bothered
         RESOURCE_EXHAUSTED  throttled (google.rpc.RetryInfo says when)
         """
 
@@ -215,8 +224,10 @@ class SignInServiceServicer(metaclass=_abc_1.ABCMeta):
 
         FAILED_PRECONDITION  sign_in_pending, sign_in_denied, sign_in_reported, number_mismatch,
                              sign_in_expired, sign_in_superseded, sign_in_cancelled, challenge_consumed,
-                             method_disabled, assurance_too_low, authenticator_model, authenticator_status,
-                             card_certificate, card_user, device_health: policy says no, asked once more
+                             method_disabled, method_not_targeted, assurance_too_low, strength_required,
+                             method_required, authenticator_model, authenticator_status, card_certificate, card_user,
+                             device_health: policy says no, asked once more
+        ABORTED              policy_changed: policy asks for a longer number by now
         UNAUTHENTICATED      credentials_missing, sign_in_unknown, proof_invalid
         """
 
@@ -265,7 +276,8 @@ class SignInServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_sign_in_pb2.SignInWithAccessPassResponse, _abc.Awaitable[_sign_in_pb2.SignInWithAccessPassResponse]]:
         """Opens a session with a Temporary Access Pass. Every refusal looks alike; the audit log knows why.
 
-        UNAUTHENTICATED  access_pass_refused
+        UNAUTHENTICATED     access_pass_refused
+        RESOURCE_EXHAUSTED  throttled, whoever is named (google.rpc.RetryInfo says when); nothing was compared
         """
 
 def add_SignInServiceServicer_to_server(servicer: SignInServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,17 +1,16 @@
-"""What people do with their own account: who am I, sessions, sign-out, security info; and the public keys."""
+"""Who am I, my sessions, signing out; and the public keys. One's own devices are in `security_info`."""
 
 from __future__ import annotations
 
 import json
 
 from keyvouch.errors import KeyvouchError, Reason, UnauthenticatedError, UnavailableError
-from keyvouch.v1 import common_pb2, security_info_pb2, sessions_pb2
-from keyvouch_client.commands.devices import device_table
+from keyvouch.v1 import common_pb2, sessions_pb2
 from keyvouch_client.commands.invocation import Invocation, pages
 from keyvouch_client.commands.messages import document, spoken
 from keyvouch_client.commands.output import inert, table
 
-__all__ = ["jwks", "security_info", "sessions", "sign_out", "whoami"]
+__all__ = ["jwks", "sessions", "sign_out", "whoami"]
 
 _OVER = (Reason.SESSION_REVOKED, Reason.SESSION_EXPIRED, Reason.SESSION_UNKNOWN, Reason.CREDENTIALS_INVALID)
 
@@ -69,7 +68,7 @@ async def sessions(run: Invocation) -> None:
             found += [item for item in page.sessions if run.arguments.all or not item.revoked]
     rows = [
         (
-            "*" if item.session_id == own else "",
+            "*" if item.session_id == own else " ",
             item.session_id,
             item.app_name,
             item.acr,
@@ -78,8 +77,8 @@ async def sessions(run: Invocation) -> None:
         )
         for item in found
     ]
-    listing = table(("now", "session", "app", "label", "since", "until"), rows)
-    run.output.show({"sessions": [document(item) for item in found], "current": own}, listing)
+    listing = table((" ", "session", "app", "label", "since", "until"), rows)
+    run.output.show({"sessions": [document(item) for item in found], "current": own}, listing, "", "* this session")
 
 
 async def sign_out(run: Invocation) -> None:
@@ -115,20 +114,6 @@ async def _revoke(run: Invocation, other: str | None) -> tuple[str, bool]:
         request = sessions_pb2.RevokeSessionRequest(session_id=session_id)
         await session.call(session.connection.sessions.RevokeSession, request)
         return session_id, session_id == session.session_id
-
-
-async def security_info(run: Invocation) -> None:
-    """Show the caller's devices and the server's warnings; with `--remove`, remove a device first."""
-    device = run.arguments.remove
-    async with run.session() as session:
-        stub = session.connection.security_info
-        if device:
-            removed = await session.call(stub.RemoveDevice, security_info_pb2.RemoveDeviceRequest(device_id=device))
-            run.output.note(f"The device is removed; sessions ended: {removed.revoked_sessions}.")
-        told = await session.call(stub.GetSecurityInfo, security_info_pb2.GetSecurityInfoRequest())
-    lines = [f"{inert(told.username)} in {inert(told.tenant_name)}", "", device_table(run.output, told.devices)]
-    lines += ["", *(f"Note: {inert(warning)}" for warning in told.warnings)] if told.warnings else []
-    run.output.show(document(told), *lines)
 
 
 async def jwks(run: Invocation) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from keyvouch.errors import NotFoundError, Reason
 from keyvouch.v1 import administration_pb2, common_pb2
+from keyvouch_client.commands.asking import confirm
 from keyvouch_client.commands.invocation import Invocation, pages
 from keyvouch_client.commands.messages import document, spoken
 from keyvouch_client.commands.output import Output, inert, table
@@ -14,24 +15,29 @@ from keyvouch_client.session import Session
 __all__ = ["accept_health", "device_table", "list_devices", "remove"]
 
 
-def device_table(output: Output, devices: Iterable[common_pb2.Device]) -> str:
-    """Devices for people: what holds the key, who proves it, when it was last used; their TPMs and smartcards."""
+def device_table(output: Output, devices: Iterable[common_pb2.Device], owners: Mapping[str, str] | None = None) -> str:
+    """Devices for people: what holds the key, who proves it, when it was last used; their TPMs and smartcards.
+
+    With `owners`, login names by user id, it says whose they are.
+    """
     devices = list(devices)
     rows = [
         (
-            device.device_id,
             device.display_name,
             spoken(common_pb2.Protection.Name(device.assurance.protection), "PROTECTION_"),
-            spoken(common_pb2.Verification.Name(device.assurance.verification), "VERIFICATION_"),
+            spoken(common_pb2.Verification.Name(device.assurance.verification), "VERIFICATION_").removesuffix("_gated"),
             spoken(common_pb2.Provenance.Name(device.assurance.provenance), "PROVENANCE_"),
-            output.time(device.registered_at),
-            output.time(device.last_used_at),
+            output.minute(device.last_used_at),
             "yes" if device.connected else "no",
+            device.device_id,
         )
         for device in devices
     ]
-    titles = ("device", "name", "key in", "PIN checked by", "proved by", "registered", "last used", "online")
+    titles = ("name", "key in", "PIN by", "proved by", "last used", "online", "device")
     shown = [table(titles, rows)]
+    if owners is not None:
+        owned = [(owners.get(device.user_id, "-"), *row) for device, row in zip(devices, rows, strict=True)]
+        shown = [table(("user", *titles), owned)]
     with_tpm = [device for device in devices if device.HasField("tpm")]
     if with_tpm:
         shown += ["", _tpm_table(output, with_tpm), *_findings(with_tpm)]
@@ -85,11 +91,14 @@ async def list_devices(run: Invocation) -> None:
     """List one user's devices, or everybody's."""
     async with run.session() as session:
         found = await _devices(session, run.arguments.user)
-    run.output.show({"devices": [document(item) for item in found]}, device_table(run.output, found))
+        owners = None if run.arguments.user or run.output.as_json else await _owners(session)
+    listing = device_table(run.output, found, owners) if found else "No device is registered."
+    run.output.show({"devices": [document(item) for item in found]}, listing)
 
 
 async def remove(run: Invocation) -> None:
     """Remove a device and end what it approved."""
+    await confirm(run, f"The device {inert(run.arguments.device)} goes, and what it approved ends.")
     request = administration_pb2.AdminRemoveDeviceRequest(device_id=run.arguments.device)
     async with run.session() as session:
         told = await session.call(session.connection.administration.AdminRemoveDevice, request)
@@ -110,6 +119,16 @@ async def accept_health(run: Invocation) -> None:
         request = administration_pb2.AcceptDeviceHealthRequest(device_id=wanted, reported_at=found.tpm.reported_at)
         told = await session.call(session.connection.administration.AcceptDeviceHealth, request)
     run.output.show(document(told), *_findings([found]), "Accepted: later reports are compared with this one.")
+
+
+async def _owners(session: Session) -> dict[str, str]:
+    """Login names by user id."""
+
+    async def fetch(page: common_pb2.PageRequest) -> administration_pb2.ListUsersResponse:
+        request = administration_pb2.ListUsersRequest(page=page)
+        return await session.call(session.connection.administration.ListUsers, request)
+
+    return {user.user_id: user.username async for page in pages(fetch) for user in page.users}
 
 
 async def _devices(session: Session, username: str) -> list[common_pb2.Device]:

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from keyvouch.errors import KeyvouchError, UnavailableError, UsageError
+from keyvouch.errors import KeyvouchError, Reason, UnavailableError, UsageError
 from keyvouch.v1 import common_pb2
 from keyvouch_client.commands.output import Output
 from keyvouch_client.connection import Connection
@@ -104,6 +104,15 @@ async def pages(
         left = None if left is None else left - size
 
 
+def _refused_here(error: OSError) -> KeyvouchError:
+    where = f" ({error.filename})" if error.filename else ""
+    return KeyvouchError(
+        Reason.INTERNAL,
+        f"This computer refused to read or write{where}: {error.strerror or error}.",
+        fix="Put that right. What was asked of the server may be done all the same: look before you ask again.",
+    )
+
+
 def perform(arguments: argparse.Namespace) -> int:
     """Run the command the arguments name; returns the exit status."""
     output = Output(as_json="json" in arguments, utc="utc" in arguments)
@@ -119,9 +128,13 @@ def perform(arguments: argparse.Namespace) -> int:
         output.error(error)
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
-        output.note("\nInterrupted; if a sign-in was open, it has been withdrawn.")
+        output.note("\nInterrupted." + (" The sign-in has been withdrawn." if name == "sign_in" else ""))
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read our output has enough
+        return 1
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what could not be written is not tried again at the end
+        output.error(_refused_here(error))
         return 1
     return 0

@@ -9,7 +9,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from keyvouch.base64url import encode as base64url
-from keyvouch.v1 import common_pb2
+from keyvouch.v1 import administration_pb2, common_pb2
 
 __all__ = ["document", "fields_of", "spoken", "words_of"]
 
@@ -36,17 +36,21 @@ def words_of(field: FieldDescriptor) -> dict[int, str]:
 def document(message: Message) -> dict[str, object]:
     """A message as JSON: its field names, enums as lower-case words, bytes as base64url, instants as numbers.
 
-    What a device without a TPM or a smartcard has of one is null.
+    What a device without a TPM or a smartcard has of one is null, and so is the device of a pass that is for any.
     """
     return {field.name: _value(field, _present(message, field)) for field in fields_of(message)}
 
 
 def _present(message: Message, field: FieldDescriptor) -> object:
-    absent = field.message_type in _OF_SOME_DEVICES and not message.HasField(field.name)
+    absent = field.message_type in _OF_SOME and not message.HasField(field.name)
     return None if absent else getattr(message, field.name)
 
 
-_OF_SOME_DEVICES = (common_pb2.TpmDevice.DESCRIPTOR, common_pb2.CardDevice.DESCRIPTOR)
+_OF_SOME = (
+    common_pb2.TpmDevice.DESCRIPTOR,
+    common_pb2.CardDevice.DESCRIPTOR,
+    administration_pb2.DeviceBinding.DESCRIPTOR,
+)
 
 
 def _value(field: FieldDescriptor, value: object) -> object:

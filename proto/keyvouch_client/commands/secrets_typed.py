@@ -60,7 +60,10 @@ def read_secret(descriptor: int, *, longest: int, what: str) -> str:
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             data = file.read(longest + 1)
     except OSError as error:
-        raise UsageError(f"File descriptor {descriptor} cannot be read: {error.strerror}.") from error
+        raise UsageError(
+            f"File descriptor {descriptor} cannot be read: {error.strerror}.",
+            fix="Open it for reading: `N< FILE` in a shell.",
+        ) from error
     if len(data) > longest:
-        raise UsageError(f"What was read is too long to be {what}.")
+        raise UsageError(f"What was read is too long to be {what}.", fix="It has to be that, and nothing else.")
     return data.decode("utf-8", "replace")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from keyvouch.errors import DeviceError, Reason
 from keyvouch.ids import ServerId
+from keyvouch.v1 import common_pb2
 from keyvouch_client.commands.invocation import Invocation
 from keyvouch_client.commands.output import inert
 from keyvouch_client.commands.secrets_typed import read_secret, type_secret
@@ -41,6 +42,8 @@ async def with_security_key(
     known: ServerId | None,
     *,
     app_id: str,
+    known_client: str = "",
+    required: common_pb2.AssuranceRequirement | None = None,
     keys: SecurityKeys | None = None,
 ) -> Session:
     """Sign in with a security key of this computer, or one of `keys`. `known` is who the server was last time."""
@@ -55,6 +58,8 @@ async def with_security_key(
         app_name=arguments.app,
         audience=arguments.audience,
         binding_message=arguments.message,
+        known_client=known_client,
+        required_assurance=required,
         rp_id=arguments.rp_id,
         server_id=known,
     )

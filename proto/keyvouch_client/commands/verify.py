@@ -1,4 +1,4 @@
-"""`keyvouch verify`: the verdict on recorded evidence, one JSON object on a line for each vector.
+"""`keyvouch verify`: the verdict on recorded evidence, one JSON object on a line for each vector, receipt or audit log.
 
 Needs no server and no sign-in. Exit status: 0 if every verdict is the expected one, 1 if one is not, 2 if something
 could not be used: then it is named on standard error, and everything else has been judged all the same.
@@ -13,13 +13,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import cast
 
 from keyvouch.attestation import TrustAnchor
-from keyvouch.errors import UsageError
-from keyvouch_client.commands.output import Output, table
+from keyvouch.errors import EvidenceError, MalformedError, UsageError
+from keyvouch.ids import ServerId
+from keyvouch.receipt import MAX_RECEIPT
+from keyvouch_client.commands.output import Output, inert, table
 from keyvouch_client.evidence.ceremonies import Circumstances, anchors_in, claims_in
+from keyvouch_client.evidence.receipts import (
+    is_receipt,
+    log_facts,
+    log_sentence,
+    read_log,
+    server_id_in,
+    server_id_of,
+)
 from keyvouch_client.evidence.stream import Found, read
 from keyvouch_client.evidence.vectors import Expectation, Vector, Verdict, id_of, read_vector, verdict_of
 
@@ -40,8 +51,12 @@ def perform(arguments: argparse.Namespace) -> int:
             anchors=[anchor for path in arguments.anchors for anchor in _anchors(Path(path))],
             now=None if arguments.now is None else _instant(arguments.now),
             present=datetime.now(UTC),
+            server_id=_server(arguments),
         )
-        return _Run(arguments, output, circumstances).all()
+        status = _judge_logs(arguments, output, circumstances.server_id)
+        if arguments.audit and not arguments.files:
+            return status
+        return max(status, _Run(arguments, output, circumstances).all())
     except UsageError as error:
         output.error(error)
         return 2
@@ -117,6 +132,9 @@ class _Run:
         for count in (self.total, self._class(vector.label)):
             count.add(verdict, vector.expected)
         self.output.line(self._result(vector, verdict, found) | ({"expected": disagreement} if disagreement else {}))
+        if self.arguments.explain and verdict.proof is not None and isinstance(found.value, bytes):
+            for sentence in verdict.proof.facts["proves"]:  # type: ignore[attr-defined]  # a list, in a receipt's
+                self.output.note(inert(sentence))
 
     def _result(self, vector: Vector, verdict: Verdict, found: Found) -> dict[str, object]:
         assurance = verdict.proof.assurance if verdict.proof else None
@@ -150,6 +168,30 @@ class _Run:
             self.output.note(f"{self.total.sentence()}{unusable}.")
 
 
+def _judge_logs(arguments: argparse.Namespace, output: Output, server_id: ServerId | None) -> int:
+    """Judge exported audit logs, one line for each; returns the exit status."""
+    status = 0
+    for name in arguments.audit:
+        result: dict[str, object] = {"id": name, "decision": "accept", "reason": None}
+        try:
+            with _opened(name, output) as stream:
+                log = read_log(stream, server_id)
+        except (MalformedError, EvidenceError) as error:
+            status = max(status, 1)
+            result |= {"decision": "reject", "reason": error.reason.value, "message": error.message}
+            result |= {"fix": error.fix} if arguments.explain else {}
+            output.line(result | {"details": error.metadata})
+            continue
+        except (OSError, ValueError) as error:
+            status = 2
+            output.error(UsageError(f"{name}: It cannot be read: {_why(error)}.", fix="Name an exported audit log."))
+            continue
+        output.line(result | log_facts(log))
+        if arguments.explain:
+            output.note(inert(log_sentence(log)))
+    return status
+
+
 def _explained(verdict: Verdict, found: Found) -> dict[str, object]:
     if verdict.error is None:
         return {"message": None, "fix": None, "facts": verdict.proof.facts if verdict.proof else {}}
@@ -174,25 +216,40 @@ def _placed(error: UsageError, name: str, found: Found) -> UsageError:
 def _found_in(name: str, output: Output) -> Iterator[Found]:
     try:
         with _opened(name, output) as stream:
-            yield from read(stream)
+            if is_receipt(stream.peek(1)):
+                yield Found("", stream.read(MAX_RECEIPT + 1))
+            else:
+                yield from read(stream)
     except (OSError, ValueError) as error:
         fix = "Name files that you may read, or - for standard input."
         yield Found("", fault=UsageError(f"It cannot be read: {_why(error)}.", fix=fix))
 
 
 @contextmanager
-def _opened(name: str, output: Output) -> Iterator[BinaryIO]:
+def _opened(name: str, output: Output) -> Iterator[BufferedReader]:
     if name != _STDIN:
         with Path(name).open("rb") as stream:
             yield stream
         return
     if sys.stdin.isatty():
         output.note("Reading evidence from the terminal; Ctrl-D ends it.")
-    yield sys.stdin.buffer
+    yield cast(BufferedReader, sys.stdin.buffer)
 
 
 def _why(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _server(arguments: argparse.Namespace) -> ServerId | None:
+    """Whose receipts and logs are expected."""
+    if arguments.server_id is not None:
+        return server_id_of(arguments.server_id)
+    if arguments.ca is None:
+        return None
+    try:
+        return server_id_in(Path(arguments.ca).read_bytes())
+    except OSError as error:
+        raise UsageError(f"{arguments.ca} cannot be read: {_why(error)}.", fix="Name the server's ca.pem.") from None
 
 
 def _anchors(path: Path) -> list[TrustAnchor]:

@@ -30,7 +30,7 @@ from keyvouch.attestation import (
 from keyvouch.attestation.certificate_profile import UNREADABLE
 from keyvouch.cose import Algorithm, CoseKey
 from keyvouch.errors import KeyvouchError
-from keyvouch.ids import CredentialId
+from keyvouch.ids import CredentialId, ServerId
 from keyvouch.webauthn import AttestationObject
 from keyvouch.webauthn_json import AuthenticationResponse, RegistrationResponse
 from keyvouch_client.evidence.members import Members
@@ -61,11 +61,14 @@ Check = Callable[[], Proof]
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What is known beside the vector: anchors for every vector, an instant that goes before theirs, the present."""
+    """What is known beside the vector: anchors for every vector, an instant that goes before theirs, the present, and
+    the server whose receipts are expected.
+    """
 
     anchors: Sequence[TrustAnchor]
     now: datetime | None
     present: datetime
+    server_id: ServerId | None = None
 
 
 def anchors_in(pem: bytes) -> list[TrustAnchor]:

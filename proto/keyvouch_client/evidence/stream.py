@@ -18,12 +18,12 @@ from typing import BinaryIO, NoReturn
 
 from keyvouch.errors import UsageError
 
-__all__ = ["LIMIT", "Found", "read"]
+__all__ = ["BYTE_ORDER_MARK", "LIMIT", "Found", "read"]
 
 LIMIT = 32 * 1024 * 1024
 """Longest line, and longest stream that is no JSON Lines, in bytes."""
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _BLANK = " \t\r\n"
 
@@ -61,7 +61,7 @@ def _lines(stream: BinaryIO, limit: int) -> Iterator[tuple[int, bytes | None]]:
     while line := stream.readline(limit + 1):
         number += 1
         if number == 1:
-            line = line.removeprefix(_BYTE_ORDER_MARK)
+            line = line.removeprefix(BYTE_ORDER_MARK)
         if len(line) <= limit:
             yield number, line
             continue

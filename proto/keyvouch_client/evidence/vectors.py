@@ -19,6 +19,7 @@ from keyvouch_client.evidence.ceremonies import (
     read_registration,
 )
 from keyvouch_client.evidence.members import Members
+from keyvouch_client.evidence.receipts import read_receipt
 
 __all__ = ["Expectation", "Vector", "Verdict", "id_of", "read_vector", "verdict_of"]
 
@@ -75,7 +76,13 @@ def id_of(value: object) -> str | None:
 
 
 def read_vector(value: object, circumstances: Circumstances) -> Vector:
-    """Read one JSON object as a vector. Raises `UsageError` for what its writer left out or wrote wrongly."""
+    """Read one JSON object, or the bytes of a receipt, as a vector.
+
+    Raises `UsageError` for what its writer left out or wrote wrongly.
+    """
+    if isinstance(value, bytes):
+        check = read_receipt(value, circumstances.server_id)
+        return Vector(None, "receipt", "core", Expectation(ACCEPT, None), check)
     vector = Members(value)
     kind = _kind(vector)
     profile = _optional(vector, "profile") or "core"
@@ -99,6 +106,7 @@ def verdict_of(vector: Vector) -> Verdict:
         return Verdict(error=error, reason=error.reason.value.removeprefix(vector.reason_prefix))
 
 
+_LOG_LINES = ("log", "checkpoint", "record")
 _KINDS = {"ceremony": ("registration", "authentication"), "kind": ("certify", "quote")}
 
 
@@ -114,6 +122,8 @@ def _kind(vector: Members) -> str:
         return "authentication" if "stored" in vector else "registration"
     if "attest" in vector:
         return "certify" if "subjectPublic" in vector else "quote"
+    if "type" in vector and vector.anything("type") in _LOG_LINES:
+        raise UsageError("This is a line of an audit log.", fix="Name the log with --audit.")
     raise UsageError(
         "Nothing says what this is: it has no ceremony and no kind, no response and no attest.",
         fix=f"Write a ceremony ({' or '.join(_KINDS['ceremony'])}) or a kind ({' or '.join(_KINDS['kind'])}).",

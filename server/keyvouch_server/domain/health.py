@@ -22,7 +22,7 @@ from keyvouch.attestation.tpm_health import VerifiedHealth
 from keyvouch.attestation.tpm_structures import TpmClock
 from keyvouch.errors import KeyvouchError, Reason, RefusedError
 from keyvouch_server.domain.model import DeviceTpm, Health
-from keyvouch_server.domain.policy import HealthPolicy
+from keyvouch_server.domain.policy_parts import HealthPolicy
 
 NO_HARDWARE: Final = Assurance(Protection.SOFTWARE, Verification.SOFTWARE_GATED, Provenance.UNATTESTED).text()
 """What a key counts for while its device's health is `failed`."""

@@ -14,6 +14,7 @@ from keyvouch.ids import (
     AccessPassId,
     CredentialId,
     DeviceId,
+    GroupId,
     PromptId,
     RegistrationId,
     SessionId,
@@ -36,6 +37,13 @@ class Role(StrEnum):
     AUTHENTICATION_POLICY_ADMINISTRATOR = "authentication_policy_administrator"
     PRIVILEGED_AUTHENTICATION_ADMINISTRATOR = "privileged_authentication_administrator"
     GLOBAL_ADMINISTRATOR = "global_administrator"
+
+
+class UserKind(StrEnum):
+    """Whether a user belongs to the tenant. Guests never sign in with an access pass (T14)."""
+
+    MEMBER = "member"
+    GUEST = "guest"
 
 
 class ProviderKind(StrEnum):
@@ -72,6 +80,22 @@ class SignInWay(StrEnum):
     """The client that began it, with a security key at hand."""
 
 
+class SignInMethod(StrEnum):
+    """What a person signs in with. `SignInWay` says by which way an approval came; two of them are one method."""
+
+    APPROVAL = "approval"
+    SECURITY_KEY = "security_key"
+    ACCESS_PASS = "access_pass"
+
+
+class DeviceFate(StrEnum):
+    """What became of a device that its owner removes (PS19)."""
+
+    UNUSED = "unused"
+    REPLACED = "replaced"
+    LOST = "lost"
+
+
 class RegistrationState(StrEnum):
     """States of a registration: a device is absent until its registration is complete."""
 
@@ -97,20 +121,24 @@ class SessionKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A tenant. `name_key` is the canonical name; `home` marks the tenant made at installation."""
+    """A tenant. `name_key` is the canonical name; `home` marks the tenant made at installation. `key_lengths`: how many
+    security keys were registered with ids of how many bytes, like `32:10 64:3`, for offers that are none (P12).
+    """
 
     id: TenantId
     name: str
     name_key: str
     home: bool
     created_at: int
+    key_lengths: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A user. `user_handle` is the WebAuthn user id (32 random bytes); `number_misses` counts wrong numbers
-    in a row, `locked_until` rests the approval method after too many; the `begins` fields count requests in the
-    running minute, `key_begins` those with a security key at the client.
+    """A user. `user_handle` is the WebAuthn user id (32 random bytes); `number_misses` counts wrong numbers in a row,
+    `locked_until` rests the approval method after too many. `default_method` is what the user set, `last_method` what
+    the user used last, both a `SignInMethod` or empty (PS6). `flagged_at`: the user said "this was not me", and no
+    administrator has looked at it since.
     """
 
     id: UserId
@@ -123,9 +151,44 @@ class User:
     created_at: int
     number_misses: int = 0
     locked_until: int = 0
-    begins_window: int = 0
-    begins: int = 0
-    key_begins: int = 0
+    kind: UserKind = UserKind.MEMBER
+    default_method: str = ""
+    last_method: str = ""
+    flagged_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoginName:
+    """One name of a user to sign in with: the login name, or an alias. All of a tenant's are different, and all of a
+    user's lead to one identity (P10).
+    """
+
+    tenant_id: TenantId
+    name_key: str
+    name: str
+    user_id: UserId
+    alias: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UserGroup:
+    """A group of users, for policies to name. `name_key` is the canonical name."""
+
+    id: GroupId
+    tenant_id: TenantId
+    name: str
+    name_key: str
+    description: str
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMember:
+    """A user's membership of a group."""
+
+    group_id: GroupId
+    user_id: UserId
+    tenant_id: TenantId
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +204,10 @@ class PolicyVersion:
 
 @dataclass(frozen=True, slots=True)
 class AccessPass:
-    """A Temporary Access Pass; one per user. `code_hash` is HMAC-SHA-256 under the server's pepper."""
+    """A Temporary Access Pass; one per user. `code_hash` is HMAC-SHA-256 under the server's pepper. `attempts` counts
+    wrong codes and never goes back. `binding` names the one device it may register: empty, `ek:` and the endorsement
+    key hash in hexadecimal digits, or `aaguid:` and a UUID.
+    """
 
     id: AccessPassId
     tenant_id: TenantId
@@ -153,6 +219,7 @@ class AccessPass:
     one_time: bool
     used_at: int = 0
     attempts: int = 0
+    binding: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,12 +342,14 @@ class Credential:
 @dataclass(frozen=True, slots=True)
 class SignIn:
     """A sign-in request. One that names nobody has the `user_id` of no user; it waits and expires like any other.
-
     `number` is what the client shows; `proof_key` the client's DER key and `proof_thumbprint` its `jkt`;
     `decision_hash` the SHA-256 of the statement that decided it. `same_device`: begun by the device that approves it,
     over its own channel, with the channel key as proof key and `x5t#S256` of its certificate as thumbprint.
     `security_key`: approved at the client, with a security key; `refused_answers` counts the assertions for it that
-    proved nothing.
+    proved nothing. `phishing_resistant`: matching a number is not enough. `known_client`: begun by a client at which
+    the user has signed in before. `choices` are the three numbers of the legacy choice, with spaces between them.
+    `rules` is what each rule said when it was begun, and what refused it later (JSON, `domain.verdicts`). `evidence` is
+    what approved it: `domain.receipts` reads it.
     """
 
     id: SignInId
@@ -308,6 +377,11 @@ class SignIn:
     same_device: bool = False
     security_key: bool = False
     refused_answers: int = 0
+    phishing_resistant: bool = False
+    known_client: bool = False
+    choices: str = ""
+    rules: str = ""
+    evidence: bytes = b""
 
     @property
     def way(self) -> SignInWay:
@@ -360,20 +434,6 @@ class Session:
     revoked_at: int = 0
     revoke_reason: str = ""
     certificate_bound: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class AuditRecord:
-    """One line of the audit log, written in the transaction of the act. `sequence` is given by the store
-    when 0. `details` is JSON text without secrets.
-    """
-
-    sequence: int
-    at: int
-    tenant_id: TenantId
-    action: str
-    actor: str
-    subject: str
-    user_id: UserId
-    outcome: str
-    details: str
+    sign_in_id: str = ""
+    """Of the sign-in it came from; empty for one opened with an access pass."""
+    address: str = ""

@@ -6,6 +6,7 @@ surrounding space removed. Two spellings with one key are one user, one counter,
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 from keyvouch.errors import MalformedError, Reason
@@ -43,6 +44,20 @@ def _fold(name: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).strip()
 
 
+_USER_ID = re.compile(r"usr_[a-z2-7]{26}")
+_GROUP_ID = re.compile(r"grp_[a-z2-7]{26}")
+
+
+def is_user_id(text: str) -> bool:
+    """Whether a text has the form of a user's id. No name has it, so that ids and names share one field."""
+    return _USER_ID.fullmatch(text) is not None
+
+
+def is_group_id(text: str) -> bool:
+    """Whether a text has the form of a group's id. No name has that either."""
+    return _GROUP_ID.fullmatch(text) is not None
+
+
 def check_name(name: str, field: str) -> str:
     """Return the name as it will be shown, or raise `MalformedError(FIELD_INVALID)`.
 
@@ -51,7 +66,8 @@ def check_name(name: str, field: str) -> str:
     """
     shown = unicodedata.normalize("NFC", name.strip()) if len(name) <= MAX_TYPED else ""
     bad = any((unicodedata.category(c)[0] in "CZ" and c != " ") or _is_invisible(c) for c in shown)
-    if not shown or len(shown) > MAX_NAME or bad or "  " in shown or not name_key(shown):
+    is_id = is_user_id(name_key(shown)) or is_group_id(name_key(shown))
+    if not shown or len(shown) > MAX_NAME or bad or is_id or "  " in shown or not name_key(shown):
         raise invalid_field(field, f"1 to {MAX_NAME} visible characters")
     return shown
 

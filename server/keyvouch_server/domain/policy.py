@@ -1,7 +1,8 @@
 """A tenant's rules and the decisions they make over verified facts.
 
 Each `decide_*` returns nothing when the policy allows and raises a `RefusedError` with a stable reason when it
-does not. Nothing here verifies evidence or looks anything up; what must be known is an argument.
+does not. Nothing here verifies evidence or looks anything up; what must be known is an argument. Not here: whether a
+policy is consistent (`policy_check`), and what it means for a person and a request (`evaluation`).
 """
 
 from __future__ import annotations
@@ -12,84 +13,23 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from keyvouch.assurance import Assurance, AssuranceRequirement, Verification
-from keyvouch.errors import MalformedError, Reason, RefusedError
+from keyvouch.assurance import Assurance, AssuranceRequirement
+from keyvouch.errors import Reason, RefusedError
 from keyvouch.ids import TenantId, UserId
-from keyvouch.statement import MAX_TEXT
-from keyvouch_server.domain.authenticators import AuthenticatorRules, check_rules
-from keyvouch_server.domain.model import AccessPass, ProviderKind, SignInWay
-
-_GATED = AssuranceRequirement(verification=Verification.SOFTWARE_GATED).text()
-
-
-@dataclass(frozen=True, slots=True)
-class ApprovalPolicy:
-    """Number-matching approval. `lifetime_seconds` of a request; `number_misses` in a row before the method
-    rests for `REST_SECONDS`; `begins_per_minute` per user.
-    """
-
-    enabled: bool = True
-    number_digits: int = 2
-    lifetime_seconds: int = 120
-    required_assurance: str = _GATED
-    number_misses: int = 10
-    begins_per_minute: int = 10
-
-
-@dataclass(frozen=True, slots=True)
-class AccessPassPolicy:
-    """Temporary Access Pass. Lifetimes in minutes, `length` in characters."""
-
-    enabled: bool = True
-    minimum_lifetime_minutes: int = 60
-    maximum_lifetime_minutes: int = 1440
-    default_lifetime_minutes: int = 60
-    one_time_required: bool = False
-    length: int = 8
-
-
-@dataclass(frozen=True, slots=True)
-class RegistrationPolicy:
-    """Registration of devices. `accounts_per_device` counts the users of one TPM, `pin_tries` the wrong PINs in a row
-    that block the key of an account in a TPM. The other two also judge keys that are registered already:
-    `authenticators`, and `card_pin_always`, that a smartcard is attested to ask for the PIN before each signature.
-    """
-
-    required_assurance: str = _GATED
-    devices_per_user: int = 10
-    accounts_per_device: int = 1
-    pin_tries: int = 3
-    authenticators: AuthenticatorRules = field(default_factory=AuthenticatorRules)
-    card_pin_always: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class SecurityKeyPolicy:
-    """Sign-in with a security key at the client. How long a request lasts, and how many may be begun, is as for
-    approvals; each is counted by itself.
-    """
-
-    enabled: bool = True
-    required_assurance: str = _GATED
-
-
-@dataclass(frozen=True, slots=True)
-class SessionPolicy:
-    """Life of tokens and sessions, in seconds."""
-
-    access_token_seconds: int = 600
-    session_seconds: int = 12 * 3600
-
-
-@dataclass(frozen=True, slots=True)
-class HealthPolicy:
-    """What devices with a TPM report. `required`: without a report that stands, not older than `max_age_minutes`, such
-    a device approves nothing. `pcrs` are the registers of the SHA-256 bank that are asked for, in ascending order.
-    """
-
-    required: bool = False
-    max_age_minutes: int = 1440
-    pcrs: tuple[int, ...] = (0, 2, 4, 7)
+from keyvouch_server.domain.authenticators import AuthenticatorRules
+from keyvouch_server.domain.model import SignInWay
+from keyvouch_server.domain.policy_parts import (
+    AccessPassPolicy,
+    AppPolicy,
+    ApprovalPolicy,
+    Campaign,
+    HealthPolicy,
+    RegistrationPolicy,
+    SecurityKeyPolicy,
+    SessionPolicy,
+    SignInPolicy,
+    Targets,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +43,9 @@ class Policy:
     session: SessionPolicy = field(default_factory=SessionPolicy)
     health: HealthPolicy = field(default_factory=HealthPolicy)
     security_key: SecurityKeyPolicy = field(default_factory=SecurityKeyPolicy)
+    sign_in: SignInPolicy = field(default_factory=SignInPolicy)
+    apps: tuple[AppPolicy, ...] = ()
+    campaigns: tuple[Campaign, ...] = ()
 
     def document(self) -> str:
         """JSON text for the store."""
@@ -114,13 +57,25 @@ class Policy:
         d: dict[str, Any] = json.loads(document)
         return cls(
             version=d["version"],
-            approval=ApprovalPolicy(**d["approval"]),
-            access_pass=AccessPassPolicy(**d["access_pass"]),
+            approval=ApprovalPolicy(**_targeted(d["approval"])),
+            access_pass=AccessPassPolicy(**_targeted(d["access_pass"])),
             registration=_registration(d["registration"]),
-            session=SessionPolicy(**d["session"]),
+            session=SessionPolicy(**{"proof_required": False, **d["session"]}),
             health=_health(d.get("health", {})),
-            security_key=SecurityKeyPolicy(**d.get("security_key", {})),
+            security_key=SecurityKeyPolicy(**_targeted(d.get("security_key", {}))),
+            sign_in=SignInPolicy(**d.get("sign_in", {})),
+            apps=tuple(AppPolicy(**app) for app in d.get("apps", ())),
+            campaigns=tuple(Campaign(**_targeted(campaign)) for campaign in d.get("campaigns", ())),
         )
+
+
+def _targeted(d: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a part with its targets as they are in memory: JSON has no tuples."""
+    if "targets" not in d:
+        return d
+    t: dict[str, Any] = d["targets"]
+    lists: dict[str, Any] = {name: tuple(value) for name, value in t.items() if name != "everybody"}
+    return {**d, "targets": Targets(everybody=t["everybody"], **lists)}
 
 
 def _health(d: dict[str, Any]) -> HealthPolicy:
@@ -136,102 +91,8 @@ def _registration(d: dict[str, Any]) -> RegistrationPolicy:
 REST_SECONDS = 900
 """How long the approval method rests after too many wrong numbers."""
 
-ACCESS_PASS_ATTEMPTS = 5
-"""Comparisons a pass survives: counted before comparing, then it is dead."""
-
 NAMED_DEVICES = 10
 """Devices that a refusal names."""
-
-_RANGES: tuple[tuple[str, str, int, int], ...] = (
-    ("approval", "number_digits", 2, 8),
-    ("approval", "lifetime_seconds", 30, 600),
-    ("approval", "number_misses", 1, 100),
-    ("approval", "begins_per_minute", 1, 6000),
-    ("access_pass", "minimum_lifetime_minutes", 10, 43200),
-    ("access_pass", "maximum_lifetime_minutes", 10, 43200),
-    ("access_pass", "default_lifetime_minutes", 10, 43200),
-    ("access_pass", "length", 8, 48),
-    ("registration", "devices_per_user", 1, 100),
-    ("registration", "accounts_per_device", 1, 20),
-    ("registration", "pin_tries", 2, 10),
-    ("session", "access_token_seconds", 60, 3600),
-    ("session", "session_seconds", 300, 90 * 86400),
-    ("health", "max_age_minutes", 5, 43200),
-)
-
-_QUOTABLE = frozenset(range(23)) - {16}
-"""PCRs that mean something: any program can reset 16 and 23."""
-
-
-def check_policy(policy: Policy) -> Policy:
-    """Return the policy if it is consistent, else raise `MalformedError(POLICY_INVALID)` naming the field."""
-    for part, name, least, most in _RANGES:
-        value = getattr(getattr(policy, part), name)
-        if not least <= value <= most:
-            raise _invalid(f"{part}.{name}", f"{least} to {most}")
-    p = policy.access_pass
-    if not p.minimum_lifetime_minutes <= p.default_lifetime_minutes <= p.maximum_lifetime_minutes:
-        raise _invalid("access_pass.default_lifetime_minutes", "a value between the minimum and the maximum lifetime")
-    for part, text in (
-        ("approval", policy.approval.required_assurance),
-        ("registration", policy.registration.required_assurance),
-        ("security_key", policy.security_key.required_assurance),
-    ):
-        if len(text) > MAX_TEXT:
-            raise _invalid(f"{part}.required_assurance", f"names of anchors that fit in {MAX_TEXT} characters together")
-        if AssuranceRequirement.parse(text).verification is Verification.NONE:
-            raise _invalid(f"{part}.required_assurance", "a gated key: software_gated or hardware_gated")
-    pcrs = policy.health.pcrs
-    if not pcrs or not _QUOTABLE.issuperset(pcrs) or list(pcrs) != sorted(set(pcrs)):
-        raise _invalid("health.pcrs", "one or several of 0 to 15 and 17 to 22, each once, in ascending order")
-    check_rules(policy.registration.authenticators, _invalid)
-    return policy
-
-
-def _invalid(field_name: str, expected: str) -> MalformedError:
-    return MalformedError(
-        Reason.POLICY_INVALID,
-        f"The policy was not saved: {field_name} takes {expected}.",
-        fix="Correct the value and save again.",
-        metadata={"field": field_name, "expected": expected},
-    )
-
-
-def decide_security_key_enabled(policy: Policy) -> None:
-    """Sign-in with a security key must be allowed. Raises METHOD_DISABLED."""
-    if not policy.security_key.enabled:
-        raise RefusedError(
-            Reason.METHOD_DISABLED,
-            "Sign-in with a security key is switched off by policy.",
-            fix="Use another method, or ask an administrator to enable it.",
-            metadata={"method": "security_key"},
-        )
-
-
-def decide_approval_enabled(policy: Policy) -> None:
-    """PS15: the approval method must be allowed. Raises METHOD_DISABLED."""
-    if not policy.approval.enabled:
-        raise RefusedError(
-            Reason.METHOD_DISABLED,
-            "Approval with a registered device is switched off by policy, so no device was asked.",
-            fix="Use another method, or ask an administrator to enable approval.",
-            metadata={"method": "approval"},
-        )
-
-
-def decide_registration_enabled(policy: Policy, provider: ProviderKind) -> None:
-    """PS15: a key is registered only for a method that is allowed. Raises METHOD_DISABLED."""
-    if provider is ProviderKind.FIDO2 and policy.security_key.enabled:
-        return
-    decide_approval_enabled(policy)
-
-
-def decide_way(policy: Policy, way: SignInWay) -> None:
-    """A sign-in must come by a way that policy allows. Raises METHOD_DISABLED."""
-    if way is SignInWay.SECURITY_KEY:
-        decide_security_key_enabled(policy)
-    else:
-        decide_approval_enabled(policy)
 
 
 def required_by(policy: Policy, way: SignInWay) -> str:
@@ -299,31 +160,9 @@ def decide_device_limit(policy: Policy, devices: list[str]) -> None:
         raise RefusedError(
             Reason.DEVICE_LIMIT,
             f"The user has {len(devices)} devices and policy allows {limit}.",
-            fix="Remove a device that is no longer used, then register again.",
+            fix="Say which one the new device replaces, or remove one that is no longer used; then register again.",
             metadata={"limit": str(limit), "devices": ", ".join(devices[:NAMED_DEVICES])},
         )
-
-
-def access_pass_refusal(policy: Policy, found: AccessPass, *, now: int) -> Reason | None:
-    """T7, T11, T17: why a pass cannot be used now, or None. The order is the order of the audit's precision."""
-    if not policy.access_pass.enabled:
-        return Reason.ACCESS_PASS_NOT_IN_POLICY
-    if found.attempts >= ACCESS_PASS_ATTEMPTS:
-        return Reason.ACCESS_PASS_ATTEMPTS
-    if found.one_time and found.used_at:
-        return Reason.ACCESS_PASS_USED
-    if now < found.start_at:
-        return Reason.ACCESS_PASS_NOT_YET_VALID
-    if now >= access_pass_end(found):
-        return Reason.ACCESS_PASS_EXPIRED
-    if policy.access_pass.one_time_required and not found.one_time:
-        return Reason.ACCESS_PASS_ONE_TIME_REQUIRED
-    return None
-
-
-def access_pass_end(found: AccessPass) -> int:
-    """The instant a pass ends."""
-    return found.start_at + 60 * found.lifetime_minutes
 
 
 def decide_tenant(tenant: TenantId, registered: Iterable[TenantId]) -> None:

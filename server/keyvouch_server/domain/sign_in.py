@@ -87,3 +87,17 @@ def why_not(state: S) -> KeyvouchError:
 def draw_number(digits: int, entropy: bytes) -> str:
     """A number of exactly `digits` digits, uniform up to 2**-64, from 16 random bytes."""
     return str(int.from_bytes(entropy[:16], "big") % 10**digits).zfill(digits)
+
+
+def draw_choices(number: str, entropy: bytes) -> tuple[str, str, str]:
+    """The number and two others of its length, each set and each order as likely, from 32 random bytes."""
+    size, value, drawn = 10 ** len(number), int.from_bytes(entropy[:32], "big"), [int(number)]
+    for left in (size - 1, size - 2):
+        value, other = divmod(value, left)
+        for taken in sorted(drawn):
+            other += other >= taken
+        drawn.append(other)
+    own = value % 3
+    drawn[0], drawn[own] = drawn[own], drawn[0]
+    first, second, third = (str(one).zfill(len(number)) for one in drawn)
+    return first, second, third

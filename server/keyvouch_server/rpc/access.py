@@ -31,6 +31,7 @@ _ADMINISTRATION = (
     "ListUsers",
     "DeleteUser",
     "CreateAccessPass",
+    "ReplaceAccessPass",
     "ListAccessPasses",
     "DeleteAccessPass",
     "ListDevices",
@@ -39,6 +40,31 @@ _ADMINISTRATION = (
     "GetPolicy",
     "UpdatePolicy",
     "ListAuditRecords",
+)
+
+_DIRECTORY = (
+    "GetUser",
+    "UpdateUser",
+    "AddAlias",
+    "RemoveAlias",
+    "CreateGroup",
+    "ListGroups",
+    "DeleteGroup",
+    "AddGroupMember",
+    "RemoveGroupMember",
+    "ListGroupMembers",
+)
+
+_POLICIES = ("PreviewPolicy", "ListPolicyVersions", "GetPolicyVersion", "RollBackPolicy")
+
+_OVERSIGHT = (
+    "ListUserSessions",
+    "RevokeSessions",
+    "ListRiskEvents",
+    "CloseRiskEvent",
+    "ExplainSignIn",
+    "GetReceipt",
+    "ListAuditCheckpoints",
 )
 
 _HEALTH = {"Check": Access.OPEN, "Watch": Access.APPROVED_SESSION}
@@ -76,9 +102,15 @@ ACCESS: Final[Mapping[str, Access]] = {
     ),
     **_service(
         "keyvouch.v1.SecurityInfoService",
-        {"GetSecurityInfo": Access.SESSION, "RemoveDevice": Access.SESSION},
+        {
+            **dict.fromkeys(("GetSecurityInfo", "RemoveDevice", "RenameDevice", "SetDefaultMethod"), Access.SESSION),
+            **dict.fromkeys(("RevokeOtherSessions", "GetOwnReceipt", "ExplainOwnSignIn"), Access.APPROVED_SESSION),
+        },
     ),
     **_service("keyvouch.v1.AdministrationService", dict.fromkeys(_ADMINISTRATION, Access.APPROVED_SESSION)),
+    **_service("keyvouch.v1.DirectoryService", dict.fromkeys(_DIRECTORY, Access.APPROVED_SESSION)),
+    **_service("keyvouch.v1.PolicyService", dict.fromkeys(_POLICIES, Access.APPROVED_SESSION)),
+    **_service("keyvouch.v1.OversightService", dict.fromkeys(_OVERSIGHT, Access.APPROVED_SESSION)),
     **_service(
         "keyvouch.v1.PromptService",
         {

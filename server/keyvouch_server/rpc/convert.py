@@ -10,12 +10,10 @@ from typing import Any, Final, TypeVar
 from keyvouch.assurance import Assurance, AssuranceRequirement, Protection, Provenance, RequiredProtection, Verification
 from keyvouch.attestation.tpm_firmware import firmware_text
 from keyvouch.attestation.tpm_vendors import find_vendor
-from keyvouch.errors import Reason
 from keyvouch.v1 import administration_pb2 as admin
 from keyvouch.v1 import common_pb2 as pb
-from keyvouch_server.domain.authenticators import AuthenticatorRules
+from keyvouch.v1 import directory_pb2 as directory
 from keyvouch_server.domain.model import (
-    AuditRecord,
     DeviceTpm,
     Health,
     ProviderKind,
@@ -24,26 +22,16 @@ from keyvouch_server.domain.model import (
     SignInState,
     Tenant,
     User,
+    UserKind,
 )
 from keyvouch_server.domain.names import invalid_field
-from keyvouch_server.domain.policy import (
-    AccessPassPolicy,
-    ApprovalPolicy,
-    HealthPolicy,
-    Policy,
-    RegistrationPolicy,
-    SecurityKeyPolicy,
-    SessionPolicy,
-)
-from keyvouch_server.use_cases.access_passes import ViewedPass
+from keyvouch_server.domain.oversight_model import AuditRecord
 from keyvouch_server.use_cases.cards import CardView
 from keyvouch_server.use_cases.devices import DeviceView
+from keyvouch_server.use_cases.directory_views import GroupView, UserView
 from keyvouch_server.use_cases.sessions import IssuedSession
 
 K = TypeVar("K")
-
-DEFAULT_PAGE: Final = 50
-LARGEST_PAGE: Final = 200
 
 _STATE: Final = {s: pb.SignInState.Value(f"SIGN_IN_STATE_{s.name}") for s in SignInState}
 _PROVIDER: Final = {p: pb.ProviderKind.Value(f"PROVIDER_KIND_{p.name}") for p in ProviderKind}
@@ -54,19 +42,11 @@ _HEALTH: Final = {
     Health.FAILED: pb.HEALTH_STATE_FAILED,
 }
 _ROLE: Final = {r: admin.Role.Value(f"ROLE_{r.name}") for r in Role}
+_USER_KIND: Final = {k: pb.UserKind.Value(f"USER_KIND_{k.name}") for k in UserKind}
 _PROTECTION: Final = {p: pb.Protection.Value(f"PROTECTION_{p.name}") for p in Protection}
 _VERIFICATION: Final = {v: pb.Verification.Value(f"VERIFICATION_{v.name}") for v in Verification}
 _PROVENANCE: Final = {p: pb.Provenance.Value(f"PROVENANCE_{p.name}") for p in Provenance}
 _REQUIRED: Final = {r: pb.RequiredProtection.Value(f"REQUIRED_PROTECTION_{r.name}") for r in RequiredProtection}
-_USABILITY: Final[Mapping[Reason | None, Any]] = {
-    None: admin.ACCESS_PASS_USABILITY_ENABLED_BY_POLICY,
-    Reason.ACCESS_PASS_NOT_IN_POLICY: admin.ACCESS_PASS_USABILITY_DISABLED_BY_POLICY,
-    Reason.ACCESS_PASS_ONE_TIME_REQUIRED: admin.ACCESS_PASS_USABILITY_DISABLED_BY_POLICY,
-    Reason.ACCESS_PASS_ATTEMPTS: admin.ACCESS_PASS_USABILITY_EXPIRED,
-    Reason.ACCESS_PASS_EXPIRED: admin.ACCESS_PASS_USABILITY_EXPIRED,
-    Reason.ACCESS_PASS_NOT_YET_VALID: admin.ACCESS_PASS_USABILITY_NOT_YET_VALID,
-    Reason.ACCESS_PASS_USED: admin.ACCESS_PASS_USABILITY_ONE_TIME_USED,
-}
 
 
 def state(value: SignInState) -> Any:
@@ -88,7 +68,22 @@ def provider(value: int) -> ProviderKind:
 
 def role(value: int) -> Role:
     """A role from the wire; nothing said means user."""
-    return _from_wire(_ROLE, value, "role") if value else Role.USER
+    return named_role(value) if value else Role.USER
+
+
+def named_role(value: int) -> Role:
+    """A role from the wire, where one has to be said."""
+    return _from_wire(_ROLE, value, "role")
+
+
+def user_kind(value: int) -> UserKind:
+    """A kind of user from the wire; nothing said means member."""
+    return named_user_kind(value) if value else UserKind.MEMBER
+
+
+def named_user_kind(value: int) -> UserKind:
+    """A kind of user from the wire, where one has to be said."""
+    return _from_wire(_USER_KIND, value, "kind")
 
 
 def assurance(text: str) -> pb.Assurance:
@@ -152,6 +147,8 @@ def session(row: Session, user: User) -> pb.Session:
         expires_at=row.expires_at,
         revoked=bool(row.revoked_at),
         assurance=assurance(row.assurance),
+        revoke_reason=row.revoke_reason,
+        address=row.address,
     )
 
 
@@ -170,6 +167,7 @@ def device(view: DeviceView, *, connected: bool) -> pb.Device:
         connected=connected,
         tpm=tpm(view.tpm) if view.tpm else None,
         card=card(view.card) if view.card else None,
+        aaguid=view.credential.aaguid,
     )
 
 
@@ -220,31 +218,30 @@ def tenant(row: Tenant) -> admin.Tenant:
     return admin.Tenant(tenant_id=row.id, name=row.name, created_at=row.created_at)
 
 
-def user(row: User, devices: int) -> admin.User:
+def user(view: UserView) -> admin.User:
     """A user."""
     return admin.User(
-        user_id=row.id,
-        tenant_id=row.tenant_id,
-        username=row.username,
-        display_name=row.display_name,
-        role=_ROLE[row.role],
-        created_at=row.created_at,
-        device_count=devices,
+        user_id=view.user.id,
+        tenant_id=view.user.tenant_id,
+        username=view.user.username,
+        display_name=view.user.display_name,
+        role=_ROLE[view.user.role],
+        created_at=view.user.created_at,
+        device_count=view.devices,
+        kind=_USER_KIND[view.user.kind],
+        aliases=view.aliases,
+        flagged=bool(view.user.flagged_at),
     )
 
 
-def access_pass(view: ViewedPass) -> admin.AccessPass:
-    """A pass without its code (T7)."""
-    return admin.AccessPass(
-        access_pass_id=view.found.id,
-        user_id=view.found.user_id,
-        username=view.user.username,
-        created_at=view.found.created_at,
-        start_at=view.found.start_at,
-        lifetime_minutes=view.found.lifetime_minutes,
-        one_time=view.found.one_time,
-        usable=view.refusal is None,
-        usability=_USABILITY[view.refusal],
+def group(view: GroupView) -> directory.Group:
+    """A group."""
+    return directory.Group(
+        group_id=view.group.id,
+        name=view.group.name,
+        description=view.group.description,
+        created_at=view.group.created_at,
+        member_count=view.members,
     )
 
 
@@ -259,113 +256,9 @@ def audit_record(row: AuditRecord) -> admin.AuditRecord:
         user_id=row.user_id,
         outcome=row.outcome,
         details=json.loads(row.details),
+        chain_number=row.chain_number,
+        hash=row.hash,
     )
-
-
-def policy(p: Policy) -> admin.Policy:
-    """A policy."""
-    return admin.Policy(
-        version=p.version,
-        approval=admin.ApprovalPolicy(
-            enabled=p.approval.enabled,
-            number_digits=p.approval.number_digits,
-            lifetime_seconds=p.approval.lifetime_seconds,
-            required_assurance=requirement(p.approval.required_assurance),
-            number_misses=p.approval.number_misses,
-            begins_per_minute=p.approval.begins_per_minute,
-        ),
-        access_pass=admin.AccessPassPolicy(
-            enabled=p.access_pass.enabled,
-            minimum_lifetime_minutes=p.access_pass.minimum_lifetime_minutes,
-            maximum_lifetime_minutes=p.access_pass.maximum_lifetime_minutes,
-            default_lifetime_minutes=p.access_pass.default_lifetime_minutes,
-            one_time_required=p.access_pass.one_time_required,
-            length=p.access_pass.length,
-        ),
-        registration=admin.RegistrationPolicy(
-            required_assurance=requirement(p.registration.required_assurance),
-            devices_per_user=p.registration.devices_per_user,
-            accounts_per_device=p.registration.accounts_per_device,
-            pin_tries=p.registration.pin_tries,
-            authenticators=admin.AuthenticatorRules(
-                allowed=p.registration.authenticators.allowed, blocked=p.registration.authenticators.blocked
-            ),
-            card_pin_always=p.registration.card_pin_always,
-        ),
-        session=admin.SessionPolicy(
-            access_token_seconds=p.session.access_token_seconds, session_seconds=p.session.session_seconds
-        ),
-        health=admin.HealthPolicy(
-            required=p.health.required, max_age_minutes=p.health.max_age_minutes, pcrs=p.health.pcrs
-        ),
-        security_key=admin.SecurityKeyPolicy(
-            enabled=p.security_key.enabled, required_assurance=requirement(p.security_key.required_assurance)
-        ),
-    )
-
-
-def policy_from(m: admin.Policy) -> Policy:
-    """A whole policy from the wire: every part must be there, for a missing one would switch something off."""
-    parts = {part: m.HasField(part) for part in ("approval", "access_pass", "registration", "session", "health")}
-    parts["security_key"] = m.HasField("security_key")
-    parts["registration.authenticators"] = m.registration.HasField("authenticators")
-    for part, is_there in parts.items():
-        if not is_there:
-            raise invalid_field(f"policy.{part}", "the whole part; read the present policy and change it")
-    return Policy(
-        version=m.version,
-        approval=ApprovalPolicy(
-            enabled=m.approval.enabled,
-            number_digits=m.approval.number_digits,
-            lifetime_seconds=m.approval.lifetime_seconds,
-            required_assurance=requirement_from(m.approval.required_assurance, "approval.required_assurance"),
-            number_misses=m.approval.number_misses,
-            begins_per_minute=m.approval.begins_per_minute,
-        ),
-        access_pass=AccessPassPolicy(
-            enabled=m.access_pass.enabled,
-            minimum_lifetime_minutes=m.access_pass.minimum_lifetime_minutes,
-            maximum_lifetime_minutes=m.access_pass.maximum_lifetime_minutes,
-            default_lifetime_minutes=m.access_pass.default_lifetime_minutes,
-            one_time_required=m.access_pass.one_time_required,
-            length=m.access_pass.length,
-        ),
-        registration=RegistrationPolicy(
-            required_assurance=requirement_from(m.registration.required_assurance, "registration.required_assurance"),
-            devices_per_user=m.registration.devices_per_user,
-            accounts_per_device=m.registration.accounts_per_device,
-            pin_tries=m.registration.pin_tries,
-            authenticators=rules_from(m.registration.authenticators),
-            card_pin_always=m.registration.card_pin_always,
-        ),
-        session=SessionPolicy(
-            access_token_seconds=m.session.access_token_seconds, session_seconds=m.session.session_seconds
-        ),
-        health=HealthPolicy(
-            required=m.health.required,
-            max_age_minutes=m.health.max_age_minutes,
-            pcrs=tuple(sorted(m.health.pcrs)),
-        ),
-        security_key=SecurityKeyPolicy(
-            enabled=m.security_key.enabled,
-            required_assurance=requirement_from(m.security_key.required_assurance, "security_key.required_assurance"),
-        ),
-    )
-
-
-def rules_from(m: admin.AuthenticatorRules) -> AuthenticatorRules:
-    """Rules for models, AAGUIDs in lower case and in order; `check_policy` looks at what they are."""
-    allowed, blocked = (tuple(sorted(text.strip().lower() for text in texts)) for texts in (m.allowed, m.blocked))
-    return AuthenticatorRules(allowed, blocked)
-
-
-def page(request: pb.PageRequest) -> tuple[str, int]:
-    """Where a page starts and how long it is."""
-    if not 0 <= request.size <= LARGEST_PAGE:
-        raise invalid_field("page.size", f"0 to {LARGEST_PAGE}")
-    if len(request.token) > 128:
-        raise invalid_field("page.token", "the next_token of the page before")
-    return request.token, request.size or DEFAULT_PAGE
 
 
 def address_of(peer: str) -> tuple[str, str]:

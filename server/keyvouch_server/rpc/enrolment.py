@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 from keyvouch.attestation.tpm_registration import Certification
 from keyvouch.v1 import enrolment_pb2 as pb
 from keyvouch.v1 import enrolment_pb2_grpc as rpc
+from keyvouch_server.domain.names import invalid_field
+from keyvouch_server.relay import Relay
 from keyvouch_server.rpc import convert
 from keyvouch_server.rpc.interceptors import caller_of, token_of
+from keyvouch_server.rpc.sign_in_messages import fate_from
 from keyvouch_server.use_cases.devices import DeviceView
 from keyvouch_server.use_cases.registration import ALGORITHMS, RegistrationRequest, Registrations
-from keyvouch_server.use_cases.registration_completion import RegistrationAnswer
+from keyvouch_server.use_cases.registration_completion import Departing, RegistrationAnswer
 from keyvouch_server.use_cases.tpm_ceremony import BegunTpm
 from keyvouch_server.use_cases.tpm_evidence import TpmAnswer
 from keyvouch_server.use_cases.tpm_preparation import TpmPreparations, TpmRequest
 from keyvouch_server.use_cases.world import ServerFacts
 
+MOST_DEVICES: Final = 100
+"""As many as a policy can allow one user."""
+
 
 class EnrolmentServicer(rpc.EnrolmentServiceServicer):
     """Serves keyvouch.v1.EnrolmentService."""
 
-    def __init__(self, registrations: Registrations, preparations: TpmPreparations, facts: ServerFacts) -> None:
+    def __init__(
+        self, registrations: Registrations, preparations: TpmPreparations, facts: ServerFacts, relay: Relay
+    ) -> None:
         self._registrations = registrations
         self._preparations = preparations
         self._facts = facts
+        self._relay = relay
 
     async def BeginRegistration(
         self, request: pb.BeginRegistrationRequest, context: Any
@@ -48,6 +58,9 @@ class EnrolmentServicer(rpc.EnrolmentServiceServicer):
             expires_at=begun.registration.expires_at,
             required_assurance=convert.requirement(begun.policy.registration.required_assurance),
             tpm=_offer(begun.tpm),
+            present_devices=[convert.device(v, connected=self._relay.is_connected(v.device.id)) for v in begun.present],
+            device_endpoint=self._facts.device_endpoint,
+            devices_allowed=begun.policy.registration.devices_per_user,
         )
 
     async def PrepareTpm(self, request: pb.PrepareTpmRequest, context: Any) -> pb.PrepareTpmResponse:
@@ -79,6 +92,7 @@ class EnrolmentServicer(rpc.EnrolmentServiceServicer):
             channel_proof=request.channel_proof,
             tpm=_evidence(request.tpm) if request.HasField("tpm") else None,
             card=tuple(request.card.certificates) if request.HasField("card") else None,
+            departing=_departing(request.departing),
         )
         done = await self._registrations.complete(token_of(), answer)
         view = DeviceView(done.device, done.credential, done.user, done.tenant, done.tpm)
@@ -88,12 +102,21 @@ class EnrolmentServicer(rpc.EnrolmentServiceServicer):
             device_endpoint=self._facts.device_endpoint,
             tenant_name=done.tenant.name,
             replaced_device_id=done.replaced_device_id,
+            removed_device_ids=done.departed,
+            revoked_sessions=done.revoked_sessions,
         )
 
 
 def certification(message: pb.TpmAttestation) -> Certification:
     """What a TPM attested, from the wire."""
     return Certification(message.attest, message.signature)
+
+
+def _departing(devices: Sequence[pb.DepartingDevice]) -> tuple[Departing, ...]:
+    found = tuple(Departing(one.device_id, fate_from(one.fate, "departing.fate")) for one in devices)
+    if len({one.device_id for one in found}) != len(found) or len(found) > MOST_DEVICES:
+        raise invalid_field("departing", f"each device once, at most {MOST_DEVICES} of them")
+    return found
 
 
 def _offer(tpm: BegunTpm | None) -> pb.TpmOffer | None:

@@ -14,8 +14,14 @@ from keyvouch.errors import KeyvouchError, Reason
 from keyvouch.v1 import (
     administration_pb2,
     administration_pb2_grpc,
+    directory_pb2,
+    directory_pb2_grpc,
     enrolment_pb2,
     enrolment_pb2_grpc,
+    oversight_pb2,
+    oversight_pb2_grpc,
+    policies_pb2,
+    policies_pb2_grpc,
     prompts_pb2,
     prompts_pb2_grpc,
     same_device_pb2,
@@ -59,6 +65,9 @@ class Servicers:
     enrolment: enrolment_pb2_grpc.EnrolmentServiceServicer
     security_info: security_info_pb2_grpc.SecurityInfoServiceServicer
     administration: administration_pb2_grpc.AdministrationServiceServicer
+    directory: directory_pb2_grpc.DirectoryServiceServicer
+    policies: policies_pb2_grpc.PolicyServiceServicer
+    oversight: oversight_pb2_grpc.OversightServiceServicer
     prompts: prompts_pb2_grpc.PromptServiceServicer
     same_device: same_device_pb2_grpc.SameDeviceServiceServicer
 
@@ -85,6 +94,9 @@ async def listen_public(
     enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(servicers.enrolment, server)
     security_info_pb2_grpc.add_SecurityInfoServiceServicer_to_server(servicers.security_info, server)
     administration_pb2_grpc.add_AdministrationServiceServicer_to_server(servicers.administration, server)
+    directory_pb2_grpc.add_DirectoryServiceServicer_to_server(servicers.directory, server)
+    policies_pb2_grpc.add_PolicyServiceServicer_to_server(servicers.policies, server)
+    oversight_pb2_grpc.add_OversightServiceServicer_to_server(servicers.oversight, server)
     names = [
         module.DESCRIPTOR.services_by_name[name].full_name
         for module, name in (
@@ -93,6 +105,9 @@ async def listen_public(
             (enrolment_pb2, "EnrolmentService"),
             (security_info_pb2, "SecurityInfoService"),
             (administration_pb2, "AdministrationService"),
+            (directory_pb2, "DirectoryService"),
+            (policies_pb2, "PolicyService"),
+            (oversight_pb2, "OversightService"),
         )
     ]
     await _add_common(server, names)

@@ -68,8 +68,8 @@ class PromptServicer(rpc.PromptServiceServicer):
             await self._devices.view(device.id)  # it may have been removed while it was saying hello
             question = await self._health.question(device)
             yield pb.StreamPromptsResponse(welcome=_welcome(self._world.clock.now(), question))
-            for prompt, digits in await self._decisions.open_prompts(device.id):
-                yield _message(PromptArrived(prompt, digits))
+            for prompt, asked in await self._decisions.open_prompts(device.id):
+                yield _message(PromptArrived(prompt, asked))
             reader = asyncio.create_task(self._read(device, question, request_iterator, mailbox))
             try:
                 while not isinstance(event := await mailbox.take(), StreamClosed):
@@ -196,9 +196,13 @@ def assertion_of(a: pb.AssertionEvidence) -> Assertion:
 def _message(event: DeviceEvent) -> pb.StreamPromptsResponse:
     """What an event looks like on the wire; two of them end the stream."""
     match event:
-        case PromptArrived(prompt, digits):
+        case PromptArrived(prompt, asked):
             shown = pb.Prompt(
-                prompt_id=prompt.id, offer=prompt.offer, expires_at=prompt.expires_at, number_digits=digits
+                prompt_id=prompt.id,
+                offer=prompt.offer,
+                expires_at=prompt.expires_at,
+                number_digits=asked.digits,
+                number_choices=asked.choices,
             )
             return pb.StreamPromptsResponse(prompt=shown)
         case PromptWithdrawn(prompt_id, state):

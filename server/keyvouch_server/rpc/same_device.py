@@ -1,4 +1,4 @@
-"""SameDeviceService: sign-ins of the device itself, over `use_cases.same_device` and `use_cases.sessions`."""
+"""SameDeviceService: sign-ins of the device itself, over `use_cases.same_device` and `use_cases.session_refresh`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from keyvouch.v1 import same_device_pb2_grpc as rpc
 from keyvouch_server.rpc import convert
 from keyvouch_server.rpc.interceptors import certificate_of, device_of
 from keyvouch_server.rpc.prompts import answer_of
-from keyvouch_server.use_cases.opening import SignInRequest
+from keyvouch_server.use_cases.offering import SignInRequest
 from keyvouch_server.use_cases.same_device import BegunOnDevice, SameDeviceSignIns
-from keyvouch_server.use_cases.sessions import Sessions
+from keyvouch_server.use_cases.session_refresh import SessionRefreshes
 
 
 class SameDeviceServicer(rpc.SameDeviceServiceServicer):
     """Serves keyvouch.v1.SameDeviceService."""
 
-    def __init__(self, sign_ins: SameDeviceSignIns, sessions: Sessions) -> None:
+    def __init__(self, sign_ins: SameDeviceSignIns, refreshes: SessionRefreshes) -> None:
         self._sign_ins = sign_ins
-        self._sessions = sessions
+        self._refreshes = refreshes
 
     async def BeginSignIn(
         self, request: pb.SameDeviceServiceBeginSignInRequest, context: Any
@@ -46,7 +46,10 @@ class SameDeviceServicer(rpc.SameDeviceServiceServicer):
         self, request: pb.SameDeviceServiceRefreshSessionRequest, context: Any
     ) -> pb.SameDeviceServiceRefreshSessionResponse:
         """See same_device.proto."""
-        issued = await self._sessions.refresh_over_channel(request.refresh_token, device_of(), certificate_of())
+        address, _ = convert.address_of(context.peer())
+        issued = await self._refreshes.refresh_over_channel(
+            request.refresh_token, device_of(), certificate_of(), address=address
+        )
         return pb.SameDeviceServiceRefreshSessionResponse(tokens=convert.tokens(issued))
 
 

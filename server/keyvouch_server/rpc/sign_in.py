@@ -20,8 +20,15 @@ from keyvouch_server.relay import Relay
 from keyvouch_server.rpc import convert
 from keyvouch_server.rpc.interceptors import token_of
 from keyvouch_server.rpc.prompts import assertion_of
-from keyvouch_server.rpc.sign_in_stream import SignInStream, begun_message, request_of, watched_message
-from keyvouch_server.use_cases.access_passes import AccessPasses
+from keyvouch_server.rpc.sign_in_messages import campaign_message
+from keyvouch_server.rpc.sign_in_stream import (
+    SignInStream,
+    begun_message,
+    redeemed_message,
+    request_of,
+    watched_message,
+)
+from keyvouch_server.use_cases.access_pass_sign_in import AccessPassSignIns
 from keyvouch_server.use_cases.redemption import Redemptions
 from keyvouch_server.use_cases.security_key import BegunWithKey, SecurityKeySignIns
 from keyvouch_server.use_cases.sign_in import SignIns
@@ -41,7 +48,7 @@ class SignInServicer(rpc.SignInServiceServicer):
         sign_ins: SignIns,
         security_keys: SecurityKeySignIns,
         redemptions: Redemptions,
-        passes: AccessPasses,
+        passes: AccessPassSignIns,
         relay: Relay,
     ) -> None:
         self._world = world
@@ -53,7 +60,9 @@ class SignInServicer(rpc.SignInServiceServicer):
 
     async def BeginSignIn(self, request: pb.BeginSignInRequest, context: Any) -> pb.BeginSignInResponse:
         """See sign_in.proto."""
-        wanted = request_of(request.context, request.proof_public_key, context.peer())
+        wanted = request_of(
+            request.context, request.proof_public_key, context.peer(), known_client=request.known_client
+        )
         if request.method == common.SIGN_IN_METHOD_SECURITY_KEY:
             return self._offers_message(await self._security_keys.begin(wanted))
         if request.method not in _BY_PROMPT:
@@ -93,10 +102,7 @@ class SignInServicer(rpc.SignInServiceServicer):
 
     async def RedeemSignIn(self, request: pb.RedeemSignInRequest, context: Any) -> pb.RedeemSignInResponse:
         """See sign_in.proto."""
-        issued = await self._redemptions.redeem(request.sign_in_id, token_of(), request.proof)
-        return pb.RedeemSignInResponse(
-            tokens=convert.tokens(issued), session=convert.session(issued.session, issued.user)
-        )
+        return redeemed_message(await self._redemptions.redeem(request.sign_in_id, token_of(), request.proof))
 
     async def CancelSignIn(self, request: pb.CancelSignInRequest, context: Any) -> pb.CancelSignInResponse:
         """See sign_in.proto."""
@@ -108,9 +114,11 @@ class SignInServicer(rpc.SignInServiceServicer):
     ) -> pb.SignInWithAccessPassResponse:
         """See sign_in.proto."""
         address, _ = convert.address_of(context.peer())
-        issued = await self._passes.sign_in(request.tenant, request.username, request.access_pass, address=address)
+        opened = await self._passes.sign_in(request.tenant, request.username, request.access_pass, address=address)
         return pb.SignInWithAccessPassResponse(
-            tokens=convert.tokens(issued), session=convert.session(issued.session, issued.user)
+            tokens=convert.tokens(opened.issued),
+            session=convert.session(opened.issued.session, opened.issued.user),
+            campaigns=[campaign_message(due) for due in opened.due],
         )
 
     async def SignInSession(

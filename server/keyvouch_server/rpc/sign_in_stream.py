@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Final
 
 from keyvouch.errors import KeyvouchError, MalformedError, Reason, ThrottledError
-from keyvouch.v1 import common_pb2 as common
 from keyvouch.v1 import sign_in_pb2 as pb
 from keyvouch_server.domain.model import SignIn, SignInState
 from keyvouch_server.relay import Relay
 from keyvouch_server.rpc import convert
 from keyvouch_server.rpc.interceptors import internal_error
-from keyvouch_server.use_cases.opening import SignInRequest
-from keyvouch_server.use_cases.redemption import Redemptions
+from keyvouch_server.rpc.sign_in_messages import campaign_message, method_message
+from keyvouch_server.use_cases.offering import SignInRequest
+from keyvouch_server.use_cases.redemption import Redeemed, Redemptions
 from keyvouch_server.use_cases.sign_in import BegunSignIn, SignIns
 
 OPEN_PER_STREAM: Final = 4096
@@ -105,7 +105,9 @@ class SignInStream:
             self._tell(begin.tag, _too_many())
             return
         opened = self._open[begin.tag] = _OpenSignIn(begin.tag, self)
-        begun = await self._sign_ins.begin(request_of(begin.context, self._proof_key, self._peer))
+        begun = await self._sign_ins.begin(
+            request_of(begin.context, self._proof_key, self._peer, known_client=begin.known_client)
+        )
         # No await between the commit and this subscription: nothing can happen to the row unseen.
         opened.follow(begun, self._relay)
         self.outbox.put_nowait(pb.SignInSessionResponse(tag=begin.tag, begun=begun_message(begun)))
@@ -129,11 +131,8 @@ class SignInStream:
             self._finish(tag, pb.SignInSessionResponse(tag=tag, changed=watched_message(row)))
 
     async def _redeem(self, tag: int, row: SignIn) -> None:
-        issued = await self._redemptions.consume(row.id)
-        session = pb.RedeemSignInResponse(
-            tokens=convert.tokens(issued), session=convert.session(issued.session, issued.user)
-        )
-        self._finish(tag, pb.SignInSessionResponse(tag=tag, session=session))
+        redeemed = await self._redemptions.consume(row.id)
+        self._finish(tag, pb.SignInSessionResponse(tag=tag, session=redeemed_message(redeemed)))
 
     def _finish(self, tag: int, last: pb.SignInSessionResponse) -> None:
         self.outbox.put_nowait(last)
@@ -190,9 +189,12 @@ class _OpenSignIn:
         self._stream.changed(self._tag, row)
 
 
-def request_of(context: pb.SignInContext, proof_key: bytes, peer: str) -> SignInRequest:
+def request_of(context: pb.SignInContext, proof_key: bytes, peer: str, *, known_client: str = "") -> SignInRequest:
     """A request with what the connection tells of where it came from."""
     address, place = convert.address_of(peer)
+    required = ""
+    if context.HasField("required_assurance"):
+        required = convert.requirement_from(context.required_assurance, "context.required_assurance")
     return SignInRequest(
         tenant=context.tenant,
         username=context.username,
@@ -203,6 +205,9 @@ def request_of(context: pb.SignInContext, proof_key: bytes, peer: str) -> SignIn
         proof_key=proof_key,
         address=address,
         place=place,
+        required_assurance=required,
+        phishing_resistant=context.phishing_resistant,
+        known_client=known_client,
     )
 
 
@@ -213,20 +218,20 @@ def begun_message(begun: BegunSignIn) -> pb.BeginSignInResponse:
         sign_in_token=begun.token,
         number=begun.sign_in.number,
         expires_at=begun.sign_in.expires_at,
-        methods=_methods(begun),
+        methods=[method_message(method) for method in begun.methods],
     )
 
 
-def _methods(begun: BegunSignIn) -> list[common.SignInMethod.ValueType]:
-    """What the tenant's policy allows, the way that was taken first. Which of them a user has is nobody's to know."""
-    policy = begun.policy
-    allowed = {
-        common.SIGN_IN_METHOD_APPROVAL: policy.approval.enabled,
-        common.SIGN_IN_METHOD_SECURITY_KEY: policy.security_key.enabled,
-        common.SIGN_IN_METHOD_ACCESS_PASS: policy.access_pass.enabled,
-    }
-    taken = common.SIGN_IN_METHOD_SECURITY_KEY if begun.sign_in.security_key else common.SIGN_IN_METHOD_APPROVAL
-    return sorted((method for method, enabled in allowed.items() if enabled), key=lambda method: method != taken)
+def redeemed_message(redeemed: Redeemed) -> pb.RedeemSignInResponse:
+    """A session with its tokens, and what its client is told beside."""
+    issued = redeemed.issued
+    return pb.RedeemSignInResponse(
+        tokens=convert.tokens(issued),
+        session=convert.session(issued.session, issued.user),
+        known_client=redeemed.known_client,
+        campaigns=[campaign_message(one) for one in redeemed.due],
+        open_risk_events=redeemed.open_risk_events,
+    )
 
 
 def watched_message(row: SignIn) -> pb.WatchSignInResponse:

@@ -59,6 +59,7 @@ STATUS_OF_REASON: Final[Mapping[Reason, grpc.StatusCode]] = {
     Reason.REGISTRATION_CONSUMED: _S.FAILED_PRECONDITION,
     Reason.POLICY_CHANGED: _S.ABORTED,
     Reason.DEADLINE: _S.DEADLINE_EXCEEDED,
+    Reason.REQUEST_COMPLETED: _S.FAILED_PRECONDITION,
 }
 """Reasons whose status differs from that of their class."""
 

@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import Any, Final, TypeVar
 
 from keyvouch.errors import UsageError
-from keyvouch_server.domain import model
+from keyvouch_server.domain import model, oversight_model
 from keyvouch_server.ports import (
     Above,
     AtMost,
@@ -49,6 +49,11 @@ _USER: Final = {"tenant_id": model.Tenant, "user_id": model.User}
 _RULES: Final[Mapping[type[Any], _Rules]] = {
     model.Tenant: _Rules((("id",), ("name_key",)), {}),
     model.User: _Rules((("id",), ("user_handle",), ("tenant_id", "username_key")), _TENANT),
+    model.LoginName: _Rules((("tenant_id", "name_key"),), _USER, frozenset({"user_id"})),
+    model.UserGroup: _Rules((("id",), ("tenant_id", "name_key")), _TENANT),
+    model.GroupMember: _Rules(
+        (("group_id", "user_id"),), {**_USER, "group_id": model.UserGroup}, frozenset({"group_id", "user_id"})
+    ),
     model.PolicyVersion: _Rules((("tenant_id", "version"),), _TENANT),
     model.AccessPass: _Rules((("id",), ("user_id",)), _USER),
     model.Registration: _Rules((("id",), ("device_id",), ("token_hash",)), _USER),
@@ -59,7 +64,13 @@ _RULES: Final[Mapping[type[Any], _Rules]] = {
     model.SignIn: _Rules((("id",),), {}),
     model.Prompt: _Rules((("id",),), {"sign_in_id": model.SignIn}, frozenset({"sign_in_id"})),
     model.Session: _Rules((("id",),), _USER),
-    model.AuditRecord: _Rules((("sequence",),), {}),
+    oversight_model.AuditRecord: _Rules((("sequence",),), {}),
+    oversight_model.AuditCheckpoint: _Rules((("tenant_id", "chain_number"),), {}),
+    oversight_model.Throttle: _Rules((("key",),), {}),
+    oversight_model.Block: _Rules((("key",),), {}),
+    oversight_model.RiskEvent: _Rules((("id",),), _TENANT),
+    oversight_model.DoneRequest: _Rules((("tenant_id", "actor", "request_id"),), {}),
+    oversight_model.UsedProof: _Rules((("id",),), {}),
 }
 
 
@@ -80,7 +91,7 @@ class _Tables:
         self._admit(record, -1)
         self._next += 1
         self._set(self.rows[type(record)], self._next, record)
-        if isinstance(record, model.AuditRecord):
+        if isinstance(record, oversight_model.AuditRecord):
             self._last_sequence = max(self._last_sequence, record.sequence)
 
     def change(self, table: Table[R], where: Where, changes: Changes) -> list[R]:

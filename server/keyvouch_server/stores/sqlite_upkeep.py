@@ -28,6 +28,26 @@ _INVARIANTS: Final = {
     "a session by approval without a consumed sign-in": """
         SELECT id FROM session WHERE kind = 'approval'
         AND id NOT IN (SELECT session_id FROM sign_in WHERE state = 'consumed')""",
+    "a session that names another sign-in than the one it came from": """
+        SELECT session.id FROM session JOIN sign_in ON sign_in.session_id = session.id
+        WHERE session.sign_in_id NOT IN ('', sign_in.id)""",
+    "a name of a user of another tenant": """
+        SELECT name FROM login_name JOIN user ON user.id = user_id WHERE login_name.tenant_id <> user.tenant_id""",
+    "a user without the login name they are shown with": """
+        SELECT id FROM user WHERE (tenant_id, username_key, id) NOT IN
+        (SELECT tenant_id, name_key, user_id FROM login_name WHERE alias = 0)""",
+    "a user with more than one login name": """
+        SELECT user_id FROM login_name WHERE alias = 0 GROUP BY user_id HAVING count(*) > 1""",
+    "a member of a group of another tenant": """
+        SELECT group_id || ' ' || user_id FROM group_member JOIN user_group ON user_group.id = group_id
+        JOIN user ON user.id = user_id
+        WHERE group_member.tenant_id <> user.tenant_id OR group_member.tenant_id <> user_group.tenant_id""",
+    "a record in another tenant than its user": """
+        SELECT kept.id FROM (SELECT id, tenant_id, user_id FROM access_pass
+        UNION ALL SELECT id, tenant_id, user_id FROM registration
+        UNION ALL SELECT id, tenant_id, user_id FROM device
+        UNION ALL SELECT id, tenant_id, user_id FROM session) AS kept
+        JOIN user ON user.id = kept.user_id WHERE user.tenant_id <> kept.tenant_id""",
     "a sign-in that could be decided in two ways": """
         SELECT id FROM sign_in WHERE same_device = 1 AND security_key = 1""",
     "a device without a credential": """
@@ -66,6 +86,14 @@ _INVARIANTS: Final = {
     "a decided sign-in without an audit record of the decision": """
         SELECT id FROM sign_in WHERE decided_at > 0 AND id NOT IN (SELECT subject FROM audit_record
         WHERE action IN ('sign_in.approve', 'sign_in.deny', 'sign_in.report', 'sign_in.mismatch'))""",
+    "an audit chain with a gap": """
+        SELECT tenant_id FROM audit_record WHERE chain_number > 0 GROUP BY tenant_id
+        HAVING count(*) <> max(chain_number) OR min(chain_number) <> 1""",
+    "an audit record that does not continue the one before it": """
+        SELECT record.sequence FROM audit_record AS record JOIN audit_record AS before
+        ON before.tenant_id = record.tenant_id AND before.chain_number = record.chain_number - 1
+        AND before.chain_number > 0 WHERE record.chain_number > 1
+        AND (record.previous_hash <> before.hash OR record.sequence <= before.sequence)""",
 }
 """What must never be found, in words and in SQL. An audit record bears the instant of its act or the second after."""
 
@@ -85,6 +113,10 @@ def backup(source: Path, destination: Path) -> None:
     The copy is one file, whole or not there at all; an older file of that name is replaced. It waits for the
     disk, so call it in a thread. Raises `UnavailableError` when there is no room or no such store.
     """
+    if not destination.parent.is_dir():
+        raise UnavailableError(
+            Reason.STORE_UNAVAILABLE, f"There is no folder {destination.parent}.", fix="Make it, or name another one."
+        )
     copy: Path | None = None
     try:
         with contextlib.closing(_open(source)) as original:

@@ -10,15 +10,21 @@ import hashlib
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from keyvouch import cbor
 from keyvouch.attestation import VerifiedAssertion
-from keyvouch.errors import EvidenceError, KeyvouchError, Reason
+from keyvouch.errors import EvidenceError, KeyvouchError, Reason, RefusedError
 from keyvouch.ids import DeviceId
-from keyvouch_server.domain.model import Credential, Device, Prompt, SignIn, SignInState, SignInWay, User
+from keyvouch_server.domain.evaluation import decide_method
+from keyvouch_server.domain.model import Credential, Device, Prompt, SignIn, SignInMethod, SignInState, SignInWay, User
+from keyvouch_server.domain.oversight_model import RiskKind
 from keyvouch_server.domain.policy import REST_SECONDS
 from keyvouch_server.domain.sign_in import TRANSITIONS, Event, why_not
-from keyvouch_server.ports import Above, OneOf, Plus, Snapshot, Transaction
-from keyvouch_server.use_cases.judgement import Answer, Judge, Offered
+from keyvouch_server.domain.verdicts import Verdicts
+from keyvouch_server.ports import Above, NumberAsked, OneOf, Plus, Snapshot, Transaction
+from keyvouch_server.use_cases.initiators import Initiators
+from keyvouch_server.use_cases.judgement import Answer, Assertion, Judge, Offered
 from keyvouch_server.use_cases.opening import withdrawn
+from keyvouch_server.use_cases.risks import Risks
 from keyvouch_server.use_cases.world import World, unknown_sign_in
 
 
@@ -53,16 +59,34 @@ class Decisions:
     def __init__(self, world: World) -> None:
         self._world = world
         self._judge = Judge(world.facts)
+        self._initiators = Initiators(world)
+        self._risks = Risks(world)
 
-    async def open_prompts(self, device: DeviceId) -> list[tuple[Prompt, int]]:
-        """PS21: every prompt that still waits for this device, with the number of digits to type."""
+    async def open_prompts(self, device: DeviceId) -> list[tuple[Prompt, NumberAsked]]:
+        """PS21: every prompt that still waits for this device, with what the person has to give.
+
+        KI1: not those that policy does not allow any more; whoever approved them would do it for nothing.
+        """
         now = self._world.clock.now()
         prompts = await self._world.store.read(
             lambda tx: tx.find(Prompt, {"device_id": device, "expires_at": Above(now)}, order="created_at")
         )
         rows = [await self._sign_in_of(p) for p in prompts]
         waiting = [(p, s) for p, s in zip(prompts, rows, strict=True) if s and s.state is SignInState.PENDING]
-        return [(p, len(s.number)) for p, s in waiting if s.way is SignInWay.PROMPT]
+        return [(p, asked_of(s)) for p, s in waiting if s.way is SignInWay.PROMPT and await self._is_allowed(s)]
+
+    async def _is_allowed(self, sign_in: SignIn) -> bool:
+        async def work(tx: Snapshot) -> bool:
+            policy, user = await self._world.policy_of(tx, sign_in.tenant_id), await tx.get(User, id=sign_in.user_id)
+            if user is None or policy.version == sign_in.policy_version:
+                return user is not None
+            try:
+                decide_method(policy, SignInMethod.APPROVAL, await self._world.subject_of(tx, user), Verdicts())
+            except RefusedError:
+                return False
+            return True
+
+        return await self._world.store.read(work)
 
     async def _sign_in_of(self, prompt: Prompt) -> SignIn | None:
         return await self._world.store.read(lambda tx: tx.get(SignIn, id=prompt.sign_in_id))
@@ -78,12 +102,13 @@ class Decisions:
         audit log (a wrong number under a good signature ends the request).
         """
         try:
-            answered, decided = await self._world.store.write(lambda tx: self._answer(tx, device, answer, way))
+            answered, _ = await self._world.write_and_tell(
+                lambda tx: self._answer(tx, device, answer, way), lambda done: self.announce(done[1], answer.prompt_id)
+            )
         except CounterMovedError as undone:  # and its audit record with it
             offered, refusal = undone.offered, undone.refusal
             await self._world.store.write(lambda tx: self._audit_refusal(tx, device, offered.sign_in, refusal))
             return Answered(offered.sign_in.state, refusal)
-        self.announce(decided, answer.prompt_id)
         return answered
 
     def announce(self, decided: Decided | None, answered_prompt: str) -> None:
@@ -110,14 +135,14 @@ class Decisions:
 
         Raises `CounterMovedError`, which has to undo the transaction.
         """
-        sign_in, digest = offered.sign_in, hashlib.sha256(answer.statement).digest()
+        sign_in = offered.sign_in
         if sign_in.state is not SignInState.PENDING:
             return Answered(sign_in.state, too_late(sign_in, answer.statement)), None
         try:
             event, verified = self._judge.judge(offered, answer)
         except KeyvouchError as refused:
             return Answered(sign_in.state, refused), None
-        decided = await self._move(tx, offered, event, verified, digest)
+        decided = await self._move(tx, offered, event, verified, answer)
         if decided is None:
             return Answered(SignInState.EXPIRED, why_not(SignInState.EXPIRED)), None
         state = decided[0].state
@@ -134,7 +159,7 @@ class Decisions:
         return Offered(device, prompt, sign_in, credential)
 
     async def _move(
-        self, tx: Transaction, offered: Offered, event: Event, verified: VerifiedAssertion | None, digest: bytes
+        self, tx: Transaction, offered: Offered, event: Event, verified: VerifiedAssertion | None, answer: Answer
     ) -> Decided | None:
         states, target = TRANSITIONS[event]
         now, sign_in = self._world.clock.now(), offered.sign_in
@@ -146,13 +171,18 @@ class Decisions:
                 "device_id": offered.device.id,
                 "assurance": offered.credential.assurance,
                 "decided_at": now,
-                "decision_hash": digest,
+                "decision_hash": hashlib.sha256(answer.statement).digest(),
+                "evidence": _evidence(offered, answer) if event is Event.APPROVE else b"",
             },
         )
         if not decided:
             return None
         if verified is not None:
             await self._count_use(tx, offered, verified)
+        if event is Event.APPROVE:
+            await self._initiators.approved(tx, sign_in)
+        if event is Event.REPORT:
+            await self._initiators.reported(tx, sign_in)
         await tx.update(Device, {"id": offered.device.id}, {"last_used_at": now})
         await self._count_number(tx, sign_in, event)
         await self._world.audit(
@@ -173,10 +203,10 @@ class Decisions:
             raise CounterMovedError(offered)
 
     async def _count_number(self, tx: Transaction, sign_in: SignIn, event: Event) -> None:
-        """A wrong number counts on the account, across requests; a right one clears the count. A client with a security
-        key fills it in by itself: that is no person's guess, and neither counts nor clears any (P4, P18).
+        """A wrong number counts on the account, across requests; a right one clears the count. Where nobody types it,
+        with a security key or on the device itself, it is no guess, and neither counts nor clears any (P4, P18).
         """
-        if sign_in.security_key:
+        if sign_in.way is not SignInWay.PROMPT:
             return
         if event is Event.APPROVE:
             await tx.update(User, {"id": sign_in.user_id, "number_misses": Above(0)}, {"number_misses": 0})
@@ -187,6 +217,14 @@ class Decisions:
         if users and users[0].number_misses >= policy.approval.number_misses:
             rest = self._world.clock.now() + REST_SECONDS
             await tx.update(User, {"id": sign_in.user_id}, {"number_misses": 0, "locked_until": rest})
+            await self._risks.note(
+                tx,
+                RiskKind.NUMBERS_GUESSED,
+                f"{users[0].number_misses} wrong numbers in a row were typed, so approvals rest for a while.",
+                tenant_id=sign_in.tenant_id,
+                user_id=sign_in.user_id,
+                address=sign_in.address,
+            )
 
     async def _audit_refusal(
         self, tx: Transaction, device: Device, sign_in: SignIn | None, refusal: KeyvouchError
@@ -200,6 +238,27 @@ class Decisions:
             user_id=device.user_id,
             outcome=refusal.reason.value,
         )
+
+
+def asked_of(sign_in: SignIn) -> NumberAsked:
+    """What the person has to give on the device."""
+    return NumberAsked(len(sign_in.number), tuple(sign_in.choices.split()))
+
+
+def _evidence(offered: Offered, answer: Answer) -> bytes:
+    """What approved a sign-in, as receipts keep it: statement, assertion and the key it verifies under (CBOR)."""
+    made = answer.evidence
+    assert isinstance(made, Assertion)  # the judge takes no other approval
+    parts = [
+        answer.statement,
+        made.credential_id,
+        made.client_data,
+        made.authenticator_data,
+        made.signature,
+        made.user_handle,
+        offered.credential.public_key,
+    ]
+    return cbor.encode(dict(enumerate(parts, start=1)))
 
 
 def too_late(sign_in: SignIn, statement: bytes) -> KeyvouchError:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from keyvouch.errors import KeyvouchError, Reason, UnauthenticatedError
 from keyvouch.ids import DeviceId, UserId
 from keyvouch_server.domain.authorisation import Action, authorise
-from keyvouch_server.domain.model import Credential, Device, DeviceTpm, SignIn, SignInState, Tenant, User
-from keyvouch_server.domain.names import name_key
+from keyvouch_server.domain.model import Credential, Device, DeviceFate, DeviceTpm, SignIn, Tenant, User
+from keyvouch_server.domain.names import check_text
+from keyvouch_server.domain.oversight_model import RiskKind
 from keyvouch_server.ports import Above, Snapshot, Transaction
 from keyvouch_server.use_cases.cards import CardView, card_of
+from keyvouch_server.use_cases.risks import Risks
 from keyvouch_server.use_cases.sessions import Sessions
 from keyvouch_server.use_cases.world import Caller, World, settled, unknown_device, unknown_user
+
+DEVICE_REMOVED: Final = "device_removed"
+"""Why sessions ended that went with their device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,7 @@ class Devices:
     def __init__(self, world: World, sessions: Sessions) -> None:
         self._world = world
         self._sessions = sessions
+        self._risks = Risks(world)
 
     async def connected(self, device_id: str, tenant_id: str, channel_key: bytes) -> Device:
         """The registered device behind a channel key. Raises DEVICE_REMOVED: a certificate outlives its device."""
@@ -75,28 +82,19 @@ class Devices:
         credential = replace(credentials[0], assurance=self._world.vouched(credentials[0].assurance))
         return DeviceView(device, credential, user, tenant, tpm)
 
-    async def tenant_name(self, caller: Caller) -> str:
-        """The name of the caller's tenant."""
-        tenant = await self._world.store.read(lambda tx: tx.get(Tenant, id=caller.user.tenant_id))
-        return tenant.name if tenant else ""
-
-    async def of_user(self, user: UserId) -> Sequence[DeviceView]:
-        """The user's devices in the order of their registration ids."""
-
-        async def work(tx: Snapshot) -> list[DeviceView]:
-            devices = await tx.find(Device, {"user_id": user}, order="registered_at")
-            return [v for v in [await self._view(tx, d.id) for d in devices] if v is not None]
-
-        return await self._world.store.read(work)
+    async def of_user_in(self, tx: Snapshot, user: UserId) -> list[DeviceView]:
+        """The user's devices, the oldest first."""
+        devices = await tx.find(Device, {"user_id": user}, order="registered_at")
+        return [v for v in [await self._view(tx, d.id) for d in devices] if v is not None]
 
     async def of_tenant(self, caller: Caller, username: str, *, after: str, limit: int) -> Sequence[DeviceView]:
         """A page of the tenant's devices, or of one user's."""
-        authorise(caller.user.role, Action.READ_DIRECTORY)
+        authorise(caller.user, Action.READ_DIRECTORY)
 
         async def work(tx: Snapshot) -> list[DeviceView]:
             where: dict[str, object] = {"tenant_id": caller.user.tenant_id, "id": Above(after)}
             if username:
-                user = await tx.get(User, tenant_id=caller.user.tenant_id, username_key=name_key(username))
+                user = await self._world.user_called(tx, caller.user.tenant_id, username)
                 if user is None:
                     raise unknown_user()
                 where["user_id"] = user.id
@@ -128,52 +126,85 @@ class Devices:
         """The device takes itself away. Returns how many sessions ended with it."""
         return await self._remove(device.id, actor=device.id)
 
-    async def remove_own(self, caller: Caller, device_id: str) -> int:
-        """A person removes a device from the security info."""
-        return await self._remove(device_id, actor=caller.user.id, owner=caller.user.id)
+    async def remove_own(self, caller: Caller, device_id: str, fate: DeviceFate = DeviceFate.UNUSED) -> int:
+        """A person removes a device from the security info: the last one too, for it may be lost like any other."""
+        return await self._remove(device_id, actor=caller.user.id, owner=caller, fate=fate)
+
+    async def rename_own(self, caller: Caller, device_id: str, display_name: str) -> DeviceView:
+        """A person gives a device another name. Raises FIELD_INVALID, DEVICE_UNKNOWN."""
+        check_text(display_name, "display_name", longest=64)
+
+        async def work(tx: Transaction) -> DeviceView | KeyvouchError:
+            await self._world.must_stand(tx, caller)
+            before = await tx.get(Device, id=device_id)
+            own = {"id": device_id, "user_id": caller.user.id}
+            changed = await tx.update(Device, own, {"display_name": display_name})
+            view = await self._view(tx, device_id) if changed else None
+            if before is None or view is None:
+                return unknown_device()
+            await self._world.audit(
+                tx,
+                "device.rename",
+                actor=caller.user.id,
+                tenant_id=caller.user.tenant_id,
+                subject=device_id,
+                user_id=caller.user.id,
+                before=before.display_name,
+                after=display_name,
+            )
+            return view
+
+        return settled(await self._world.store.write(work))
 
     async def remove_as_administrator(self, caller: Caller, device_id: str) -> int:
         """An administrator removes somebody's device."""
         return await self._remove(device_id, actor=caller.user.id, administrator=caller)
 
     async def _remove(
-        self, device_id: str, *, actor: str, owner: UserId | None = None, administrator: Caller | None = None
+        self,
+        device_id: str,
+        *,
+        actor: str,
+        owner: Caller | None = None,
+        administrator: Caller | None = None,
+        fate: DeviceFate = DeviceFate.UNUSED,
     ) -> int:
         async def work(tx: Transaction) -> RemovedDevice | KeyvouchError:
             device = await tx.get(Device, id=device_id)
             if administrator is not None:
-                refusal = await self._may_remove(tx, administrator, device)
-                if refusal is not None:
-                    return refusal
-            if device is None or (owner is not None and device.user_id != owner):
+                await self._may_remove(tx, administrator, device)
+            if owner is not None:
+                await self._world.must_stand(tx, owner)
+            if device is None or (owner is not None and device.user_id != owner.user.id):
                 return unknown_device()
-            return await self.remove_in(tx, device, actor=actor)
+            return await self.remove_in(tx, device, actor=actor, fate=fate)
 
-        gone = settled(await self._world.store.write(work))
-        self.announce(gone)
-        return gone.sessions
+        return settled(await self._world.write_and_tell(work, self.announce)).sessions
 
-    def announce(self, gone: RemovedDevice) -> None:
+    def announce(self, gone: RemovedDevice | KeyvouchError) -> None:
         """Cut the device's streams and tell who waits for its approvals, once the removal is durable."""
+        if isinstance(gone, KeyvouchError):
+            return
         self._world.announcer.device_removed(gone.device_id)
         for sign_in in gone.sign_ins:
             self._world.announcer.sign_in(sign_in, ())
 
-    async def _may_remove(self, tx: Transaction, caller: Caller, device: Device | None) -> KeyvouchError | None:
+    async def _may_remove(self, tx: Transaction, caller: Caller, device: Device | None) -> None:
         await self._world.must_stand(tx, caller)
-        inside = device is not None and device.tenant_id == caller.user.tenant_id
-        owner = await tx.get(User, id=device.user_id) if device is not None and inside else None
-        if owner is None:
-            authorise(caller.user.role, Action.REMOVE_DEVICE)
-            return unknown_device()
-        authorise(caller.user.role, Action.REMOVE_DEVICE, target=owner.role)
-        return None
+        owner = await tx.get(User, id=device.user_id) if device is not None else None
+        authorise(caller.user, Action.REMOVE_DEVICE, owner, unknown=unknown_device())
 
-    async def remove_in(self, tx: Transaction, device: Device, *, actor: str) -> RemovedDevice:
-        """Device, credential, the sessions it approved and its unused approvals go in one transaction."""
+    async def remove_in(
+        self, tx: Transaction, device: Device, *, actor: str, fate: DeviceFate = DeviceFate.UNUSED
+    ) -> RemovedDevice:
+        """Device, credential, the sessions it approved and its unused approvals go in one transaction.
+
+        PS19: of a lost one the administrators are told; nobody knows in whose hands it is.
+        """
         live = await self._sessions.live_sessions(tx, device_id=device.id)
-        ended = await self._sessions.revoke_in(tx, live, reason="device_removed", actor=actor)
-        unused = await self._cancel_approvals(tx, device, actor=actor)
+        ended = await self._sessions.revoke_in(tx, live, reason=DEVICE_REMOVED, actor=actor)
+        owned = {"user_id": device.user_id, "device_id": device.id}
+        unused = await self._sessions.cancel_approvals(tx, actor=actor, **owned)
         await tx.delete(Device, {"id": device.id})
         await self._world.audit(
             tx,
@@ -183,18 +214,19 @@ class Devices:
             subject=device.id,
             user_id=device.user_id,
             sessions=str(ended),
+            fate=fate.value,
+            left=str(await tx.count(Device, {"user_id": device.user_id})),
         )
-        return RemovedDevice(device.id, ended, tuple(unused))
-
-    async def _cancel_approvals(self, tx: Transaction, device: Device, *, actor: str) -> list[SignIn]:
-        """PS18: what the device approved and nobody has redeemed yet is worth nothing from now on."""
-        where = {"user_id": device.user_id, "device_id": device.id, "state": SignInState.APPROVED}
-        cancelled = await tx.update(SignIn, where, {"state": SignInState.CANCELLED})
-        for s in cancelled:
-            await self._world.audit(
-                tx, "sign_in.cancel", actor=actor, tenant_id=s.tenant_id, subject=s.id, user_id=s.user_id
+        if fate is DeviceFate.LOST:
+            await self._risks.note(
+                tx,
+                RiskKind.DEVICE_LOST,
+                f"{device.display_name} was removed because it is lost. Sessions that ended with it: {ended}.",
+                tenant_id=device.tenant_id,
+                user_id=device.user_id,
+                subject=device.id,
             )
-        return cancelled
+        return RemovedDevice(device.id, ended, tuple(unused))
 
 
 def removed() -> UnauthenticatedError:

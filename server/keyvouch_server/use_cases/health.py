@@ -199,12 +199,9 @@ class HealthReports:
 
         async def work(tx: Transaction) -> DeviceTpm | KeyvouchError:
             await self._world.must_stand(tx, caller)
-            device = await tx.get(Device, id=device_id, tenant_id=caller.user.tenant_id)
+            device = await tx.get(Device, id=device_id)
             owner = await tx.get(User, id=device.user_id) if device is not None else None
-            if owner is None:
-                authorise(caller.user.role, Action.ACCEPT_HEALTH)
-                return unknown_device()
-            authorise(caller.user.role, Action.ACCEPT_HEALTH, target=owner.role)
+            authorise(caller.user, Action.ACCEPT_HEALTH, owner, unknown=unknown_device())
             assert device is not None
             return await self._accept(tx, caller, device, reported_at)
 

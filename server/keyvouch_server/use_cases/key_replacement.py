@@ -16,6 +16,7 @@ from keyvouch.errors import ConflictError, KeyvouchError, Reason, RefusedError, 
 from keyvouch.ids import REGISTRATION, CredentialId, RegistrationId
 from keyvouch.proofs import load_proof_key, spki_sha256
 from keyvouch.statement import RegistrationStatement
+from keyvouch_server.domain.evaluation import decide_method
 from keyvouch_server.domain.health import assurance_now
 from keyvouch_server.domain.model import (
     Credential,
@@ -24,9 +25,11 @@ from keyvouch_server.domain.model import (
     KeyReplacement,
     Prompt,
     RegistrationState,
+    SignInMethod,
     User,
 )
-from keyvouch_server.domain.policy import decide_approval_enabled, decide_assurance
+from keyvouch_server.domain.policy import decide_assurance
+from keyvouch_server.domain.verdicts import Verdicts
 from keyvouch_server.ports import Above, AtMost, Duplicate, Snapshot, Transaction
 from keyvouch_server.use_cases.devices import removed
 from keyvouch_server.use_cases.registration import LIFETIME_SECONDS, RETENTION_SECONDS, verify_credential
@@ -92,7 +95,9 @@ class KeyReplacements:
             if user is None or await tx.get(Device, id=device.id) is None:
                 return removed()
             try:
-                decide_approval_enabled(await self._world.policy_of(tx, device.tenant_id))
+                policy = await self._world.policy_of(tx, device.tenant_id)
+                subject = await self._world.subject_of(tx, user)
+                decide_method(policy, SignInMethod.APPROVAL, subject, Verdicts())
             except RefusedError as refusal:
                 await self._audit(tx, device, refusal.reason.value, action=_BEGIN)
                 return refusal
@@ -222,7 +227,7 @@ class _Replacement:
     async def run(self, tx: Transaction) -> Credential | KeyvouchError:
         copy = await self._completed_by_a_copy(tx)
         if copy is not None:
-            return copy
+            return await self._refused(tx, copy) if isinstance(copy, KeyvouchError) else copy
         tpm = await tx.get(DeviceTpm, device_id=self.device.id)
         if tpm is None:
             return await self._refused(tx, removed())
@@ -250,8 +255,11 @@ class _Replacement:
 
     async def _refusal(self, tx: Transaction) -> KeyvouchError | None:
         policy = await self.world.policy_of(tx, self.device.tenant_id)
+        user = await tx.get(User, id=self.device.user_id)
+        if user is None:
+            return removed()
         try:
-            decide_approval_enabled(policy)
+            decide_method(policy, SignInMethod.APPROVAL, await self.world.subject_of(tx, user), Verdicts())
             decide_assurance(self.proved.assurance.text(), policy.registration.required_assurance)
         except RefusedError as refusal:
             return refusal

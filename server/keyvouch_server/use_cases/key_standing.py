@@ -24,6 +24,7 @@ from keyvouch.webauthn import AttestationObject
 from keyvouch_server.domain.authenticators import Model, decide_model
 from keyvouch_server.domain.model import Credential, Device, ProviderKind
 from keyvouch_server.domain.policy import Policy, decide_card_pin
+from keyvouch_server.domain.verdicts import Verdicts
 from keyvouch_server.ports import Snapshot
 from keyvouch_server.use_cases.cards import check_card, pin_policy_of
 from keyvouch_server.use_cases.health import check_health
@@ -84,9 +85,13 @@ def _certificates_of(credential: Credential) -> Sequence[x509.Certificate]:
 
 
 async def standing(
-    tx: Snapshot, world: World, credentials: list[Credential], policy: Policy
+    tx: Snapshot, world: World, credentials: list[Credential], policy: Policy, verdicts: Verdicts | None = None
 ) -> tuple[list[Credential], RefusedError | None]:
-    """The credentials that may be used, with the assurance they have now, and why another may not, if there is one."""
+    """The credentials that may be used, with the assurance they have now, and why another may not, if there is one.
+
+    `verdicts` gets a line for each.
+    """
+    said = verdicts or Verdicts()
     fit: list[Credential] = []
     refusal: RefusedError | None = None
     for registered in credentials:
@@ -98,18 +103,22 @@ async def standing(
             await _check_card_pin(tx, credential, policy)
             await check_health(tx, credential.device_id, policy, now=world.clock.now())
             fit.append(credential)
+            said.allow(f"key.{registered.device_id}", now)
         except RefusedError as unfit:
+            said.refuse(f"key.{registered.device_id}", unfit)
             refusal = unfit
     return fit, refusal
 
 
-async def in_standing(tx: Snapshot, world: World, credentials: list[Credential], policy: Policy) -> list[Credential]:
+async def in_standing(
+    tx: Snapshot, world: World, credentials: list[Credential], policy: Policy, verdicts: Verdicts | None = None
+) -> list[Credential]:
     """KI1: the credentials that may be used, so that no other is asked.
 
     Raises `RefusedError` with AUTHENTICATOR_MODEL, AUTHENTICATOR_STATUS, CARD_CERTIFICATE, CARD_USER, WEAK_KEY_ROCA,
     ASSURANCE_TOO_LOW or DEVICE_HEALTH where there are some and none is left.
     """
-    fit, refusal = await standing(tx, world, credentials, policy)
+    fit, refusal = await standing(tx, world, credentials, policy, verdicts)
     if refusal is not None and not fit:
         raise refusal
     return fit

@@ -1,78 +1,49 @@
 """Opening a sign-in: who is named, may it be begun now, to which keys is it offered. The drawing is in sign_in.proto.
 
-Every way of signing in is opened here, so that throttle, policy and the one open request per user hold for all.
-Requests with a security key are counted by themselves, and supersede one another only: they come to no device, so
-that whoever begins them for somebody else would disturb approvals unseen (P18). What becomes of a request is
-`sign_in`; who is told of it is for the ceremony that opens it.
+Every way of signing in is opened here, so that budgets, policy and the one open request per user hold for all.
+Requests with a security key, and those of the user's own devices, are counted by themselves; whoever begins others for
+the user does not end them: they come to no other device, and would be disturbed unseen (P18). What becomes of a request
+is `sign_in`; who is told of it is for the ceremony that opens it.
+
+Not here: the rules (`sign_in_rules`), what is counted (`initiators`), the rows (`offering`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
-from keyvouch.errors import KeyvouchError, Reason, RefusedError
-from keyvouch.ids import (
-    ID_ENTROPY,
-    PROMPT,
-    SIGN_IN,
-    USER,
-    CredentialId,
-    DeviceId,
-    PromptId,
-    SignInId,
-    TenantId,
-    UserId,
-    new_id,
-)
-from keyvouch.statement import SignInOffer
-from keyvouch_server.domain.model import (
-    Credential,
-    Device,
-    Prompt,
-    ProviderKind,
-    SignIn,
-    SignInState,
-    SignInWay,
-    Tenant,
-    User,
-)
-from keyvouch_server.domain.names import check_text, name_key
-from keyvouch_server.domain.policy import Policy, decide_some_key, decide_way, reaches, required_by
-from keyvouch_server.domain.sign_in import TRANSITIONS, Event, draw_number
-from keyvouch_server.ports import OneOf, Transaction
-from keyvouch_server.use_cases.begin_counts import Begins, begins_of, begins_of_nobody, throttled
+from keyvouch.errors import KeyvouchError, Reason, RefusedError, ThrottledError
+from keyvouch.ids import CredentialId, DeviceId, TenantId
+from keyvouch.statement import MAX_TEXT
+from keyvouch_server.domain.evaluation import Subject, Wanted
+from keyvouch_server.domain.model import Credential, Device, Prompt, SignIn, SignInMethod, SignInWay, Tenant, User
+from keyvouch_server.domain.names import check_text, invalid_field, name_key
+from keyvouch_server.domain.policy import Policy, reaches
+from keyvouch_server.domain.sign_in import TRANSITIONS, Event
+from keyvouch_server.domain.verdicts import Verdicts
+from keyvouch_server.ports import OneOf, Snapshot, Transaction
+from keyvouch_server.use_cases.budgets import throttled
 from keyvouch_server.use_cases.decoys import Decoys
-from keyvouch_server.use_cases.key_standing import in_standing, standing
-from keyvouch_server.use_cases.world import ANONYMOUS, World, precise, sha256
-
-MOST_SECURITY_KEYS: Final = 8
-"""Offers of a sign-in with a security key, always: to the keys that were used or registered last, and to decoys."""
+from keyvouch_server.use_cases.initiators import TOO_MANY, Attempt, Initiators
+from keyvouch_server.use_cases.key_standing import standing
+from keyvouch_server.use_cases.known_clients import KnownClients
+from keyvouch_server.use_cases.method_offers import methods_for
+from keyvouch_server.use_cases.offering import Beginning, Named, Offering, SignInRequest
+from keyvouch_server.use_cases.sign_in_rules import Evaluated, Question, evaluate, keys_for, refusing_rule, subject_for
+from keyvouch_server.use_cases.world import ANONYMOUS, World, precise
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A sign-in that was opened, the prompts that offer it, and what it superseded, each with its prompts."""
+    """A sign-in that was opened, the prompts that offer it, what it superseded, each with its prompts, and the methods
+    to tell the client of.
+    """
 
     sign_in: SignIn
     prompts: list[Prompt]
     superseded: list[tuple[SignIn, list[Prompt]]]
-    policy: Policy
-
-
-@dataclass(frozen=True, slots=True)
-class SignInRequest:
-    """What a client asks for, as received; see SignInContext in sign_in.proto."""
-
-    tenant: str
-    username: str
-    app_id: str
-    app_name: str
-    audience: str
-    binding_message: str
-    proof_key: bytes
-    address: str
-    place: str
+    methods: tuple[SignInMethod, ...]
 
 
 class Openings:
@@ -81,262 +52,151 @@ class Openings:
     def __init__(self, world: World) -> None:
         self._world = world
         self._decoys = Decoys(world.keys)
+        self._known = KnownClients(world)
+        self._initiators = Initiators(world)
+        self._offering = Offering(world)
 
     async def for_name(
         self, tx: Transaction, request: SignInRequest, proof_thumbprint: bytes, token: str, way: SignInWay
     ) -> Opened | KeyvouchError:
-        """Steps 2 to 6, for whoever is named."""
-        user = await self._world.user_named(tx, request.tenant, request.username)
-        if user is None:
-            return await self._begin_for_nobody(tx, request, proof_thumbprint, token, way)
-        return await self.open(tx, user, request, proof_thumbprint, token, way=way)
+        """Steps 2 to 6, for whoever is named: nobody is asked the same questions as somebody (P12)."""
+        named = await self._named(tx, request)
+        known = self._known.knows(request.known_client, named.tenant_id, named.user_id)
+        return await self._open(tx, Beginning(request, named, way, proof_thumbprint, token, ANONYMOUS, known))
 
-    async def open(
-        self,
-        tx: Transaction,
-        user: User,
-        request: SignInRequest,
-        proof_thumbprint: bytes,
-        token: str,
-        *,
-        way: SignInWay,
-        device: Device | None = None,
+    async def on_device(
+        self, tx: Transaction, device: Device, user: User, request: SignInRequest, certificate: bytes, token: str
     ) -> Opened | KeyvouchError:
-        """Steps 3 to 6, for a user. With `device` the sign-in is that device's own, and offered to no other."""
-        actor = device.id if device else ANONYMOUS
-        policy = await self._world.policy_of(tx, user.tenant_id)
-        credentials = await self._credentials(tx, user, way, device)
-        fit = await self._may_begin(tx, user, policy, credentials, way)
-        if isinstance(fit, KeyvouchError):
-            await self._audit_refused_begin(tx, request, user.tenant_id, user.id, fit, actor=actor, **precise(fit))
-            return fit if way is SignInWay.SAME_DEVICE else _untold(fit)
-        superseded = await self._supersede(tx, user.id, way, actor=actor)
-        sign_in = self._row(request, user.tenant_id, user.id, policy, proof_thumbprint, token, way)
+        """Steps 2 to 6, for a sign-in that is the device's own, and offered to no other."""
+        named = Named(user.tenant_id, user.id, user, await self._world.policy_of(tx, user.tenant_id))
+        begun = Beginning(request, named, SignInWay.SAME_DEVICE, certificate, token, device.id)
+        return await self._open(tx, begun, device)
+
+    async def _named(self, tx: Snapshot, request: SignInRequest) -> Named:
+        tenant = await tx.get(Tenant, name_key=name_key(request.tenant))
+        tenant_id = tenant.id if tenant else TenantId("")
+        user = await self._world.user_in(tx, tenant_id, request.username)
+        policy = await self._world.policy_of(tx, tenant_id) if tenant else Policy()
+        user_id = user.id if user else self._decoys.nobody(request.tenant, request.username)
+        return Named(tenant_id, user_id, user, policy, tenant.key_lengths if tenant else "")
+
+    async def _open(self, tx: Transaction, begun: Beginning, device: Device | None = None) -> Opened | KeyvouchError:
+        """Steps 3 to 6."""
+        named, verdicts = begun.named, Verdicts()
+        refusal = await self._admit(tx, begun, verdicts)
+        if refusal is not None:
+            return await self._refuse(tx, begun, refusal, verdicts)
+        subject = await subject_for(tx, self._world, named.policy, named.user or named.user_id)
+        keys = await keys_for(tx, named.user_id, begun.way, device)
+        found = await self._evaluated(tx, begun, subject, keys, verdicts)
+        if isinstance(found, KeyvouchError):
+            return await self._refuse(tx, begun, found, verdicts)
+        superseded = await self._supersede(tx, begun)
+        sign_in = self._offering.row(begun, found.demand, verdicts.document())
         await tx.insert(sign_in)
-        asked = [c for c in fit if reaches(c.assurance, sign_in.required_assurance)]
-        prompts = await self._prompts(tx, sign_in, request, [(c.device_id, c.id) for c in asked])
-        why = {} if asked or not credentials else await self._why_none(tx, credentials, policy)
-        await self._audit_begin(tx, sign_in, "ok" if asked else Reason.NO_METHOD.value, actor=actor, **why)
-        return Opened(sign_in, prompts, superseded, policy)
+        asked = [(c.device_id, c.id) for c in found.fit if reaches(c.assurance, sign_in.required_assurance)]
+        prompts = await self._offering.prompts(tx, sign_in, begun, asked)
+        why = {} if asked or not keys or found.left_out else await self._why_none(tx, keys, named.policy)
+        await self._audit(tx, begun, _outcome(begun, found, asked), subject=sign_in.id, way=begun.way.value, **why)
+        return Opened(sign_in, prompts, superseded, await self._methods(tx, begun, subject))
+
+    async def _admit(self, tx: Transaction, begun: Beginning, verdicts: Verdicts) -> KeyvouchError | None:
+        """Step 3: budgets and blocks. Wrong numbers rest what asks for numbers, for everybody, and nothing else.
+
+        A wrong number comes from the user's own device, under its key and PIN, so no stranger can bring the rest about
+        (P18); a known client that did not rest would be worth guesses to whoever stole its token (P4).
+        """
+        named, request = begun.named, begun.request
+        attempt = Attempt(
+            named.tenant_id,
+            named.user_id,
+            named.user,
+            begun.way,
+            begun.known_client,
+            request.address,
+            begun.proof_thumbprint,
+        )
+        refusal = await self._initiators.admit(tx, attempt, named.policy, verdicts)
+        rest = named.user.locked_until - self._world.clock.now() if named.user else 0
+        if refusal is None and rest > 0 and begun.way is SignInWay.PROMPT:
+            return verdicts.refuse("throttle.wrong_numbers", throttled("too many wrong numbers were typed", rest))
+        return refusal
+
+    async def _evaluated(
+        self, tx: Transaction, begun: Beginning, subject: Subject, keys: list[Credential], verdicts: Verdicts
+    ) -> Evaluated | KeyvouchError:
+        """Step 4: policy, on all that is known before anybody is asked (KI1)."""
+        request, named = begun.request, begun.named
+        wanted = Wanted(
+            request.app_id,
+            request.audience or request.app_id,
+            request.required_assurance,
+            request.phishing_resistant,
+        )
+        told = begun.known_client or begun.way is SignInWay.SAME_DEVICE
+        asked = Question(named.policy, subject, begun.way, wanted, exists=named.user is not None, told=told)
+        try:
+            found = await evaluate(tx, self._world, asked, keys, verdicts)
+        except KeyvouchError as refusal:
+            return refusal
+        if len(found.demand.required_assurance) > MAX_TEXT:  # it has to stand in what is signed
+            return invalid_field("context.required_assurance", "fewer names of anchors")
+        return found
+
+    async def _methods(self, tx: Snapshot, begun: Beginning, subject: Subject) -> tuple[SignInMethod, ...]:
+        named, now = begun.named, self._world.clock.now()
+        return await methods_for(tx, named, subject, begun.way, known_client=begun.known_client, now=now)
 
     async def _why_none(self, tx: Transaction, credentials: list[Credential], policy: Policy) -> dict[str, str]:
         """For the audit log: what is wrong with the keys that a client was not offered, and is not told of."""
         _, refusal = await standing(tx, self._world, credentials, policy)
         return {"why": refusal.reason.value if refusal else Reason.ASSURANCE_TOO_LOW.value}
 
-    async def _credentials(
-        self, tx: Transaction, user: User, way: SignInWay, device: Device | None
-    ) -> list[Credential]:
-        """Those that could decide it: a client can use a security key, and no key inside somebody's device."""
-        if device is not None:
-            return await tx.find(Credential, {"device_id": device.id})
-        found = await tx.find(Credential, {"user_id": user.id})
-        if way is not SignInWay.SECURITY_KEY:
-            return found
-        keys = {d.id: d for d in await tx.find(Device, {"user_id": user.id, "provider": ProviderKind.FIDO2})}
+    async def _supersede(self, tx: Transaction, begun: Beginning) -> list[tuple[SignIn, list[Prompt]]]:
+        """KI4: one open request per user; the newer one ends the older one in the same transaction.
 
-        def newest_use(credential: Credential) -> tuple[int, str]:
-            device = keys[credential.device_id]
-            return max(device.last_used_at, device.registered_at), device.id
-
-        return sorted((c for c in found if c.device_id in keys), key=newest_use, reverse=True)
-
-    async def _prompts(
-        self, tx: Transaction, sign_in: SignIn, request: SignInRequest, keys: list[tuple[DeviceId, CredentialId]]
-    ) -> list[Prompt]:
-        """Offer it to each key. With a security key there are always as many offers, and as many rows: neither what is
-        told nor the time it takes says how many keys there are (P12).
-        """
-        shown = sign_in
-        if sign_in.security_key:
-            named = self.nobody(request)
-            decoys = [self._decoys.key(named, number) for number in range(MOST_SECURITY_KEYS)]
-            keys = [*keys, *decoys][:MOST_SECURITY_KEYS]
-            shown = sign_in if sign_in.tenant_id else replace(sign_in, tenant_id=self._decoys.tenant(request.tenant))
-        prompts = [self._offer(shown, request, device, credential) for device, credential in keys]
-        for prompt in prompts:
-            await tx.insert(prompt)
-        return prompts
-
-    async def _begin_for_nobody(
-        self, tx: Transaction, request: SignInRequest, proof_thumbprint: bytes, token: str, way: SignInWay
-    ) -> Opened | KeyvouchError:
-        """P12: unknown names meet the tenant's policy, the throttle and a newer request like known ones; neither the
-        number nor a refusal nor what becomes of an older request tells who exists.
-        """
-        tenant = await tx.get(Tenant, name_key=name_key(request.tenant))
-        policy = await self._world.policy_of(tx, tenant.id) if tenant else Policy()
-        nobody, tenant_id = self.nobody(request), tenant.id if tenant else TenantId("")
-        begins = (await begins_of_nobody(tx, nobody, now=self._world.clock.now())).one_more(way)
-        counted = {name: str(number) for name, number in begins.columns().items()}
-        refusal = self._may_begin_for_nobody(begins, policy, way)
-        if refusal is not None:
-            await self._audit_refused_begin(tx, request, tenant_id, nobody, refusal, **counted)
-            return refusal
-        superseded = await self._supersede(tx, nobody, way)
-        sign_in = self._row(request, tenant_id, nobody, policy, proof_thumbprint, token, way)
-        await tx.insert(sign_in)
-        prompts = await self._prompts(tx, sign_in, request, [])
-        await self._audit_begin(tx, sign_in, "nobody", **counted)
-        return Opened(sign_in, prompts, superseded, policy)
-
-    def nobody(self, request: SignInRequest) -> UserId:
-        """A user id that no user has, always the same for one name however it is spelt."""
-        named = f"{name_key(request.tenant)}\n{name_key(request.username)}".encode()
-        return UserId(new_id(USER, self._world.keys.mac("nobody", named)[:ID_ENTROPY]))
-
-    def _may_begin_for_nobody(self, begins: Begins, policy: Policy, way: SignInWay) -> KeyvouchError | None:
-        """The same as `_may_begin`."""
-        too_many = begins.refusal(way, policy.approval.begins_per_minute, now=self._world.clock.now())
-        if too_many is not None:
-            return too_many
-        try:
-            decide_way(policy, way)
-        except KeyvouchError as refusal:
-            return refusal
-        return None
-
-    async def _may_begin(
-        self, tx: Transaction, user: User, policy: Policy, credentials: list[Credential], way: SignInWay
-    ) -> list[Credential] | KeyvouchError:
-        """Throttle, then policy; returns the credentials that may be used now.
-
-        Of security keys none may be left: a client learns nothing of what a user has before it has shown one (P12).
-        Wrong numbers rest what asks for numbers, and nothing else (P18).
-        """
-        now = self._world.clock.now()
-        begins = begins_of(user, now=now).one_more(way)
-        await tx.update(User, {"id": user.id}, {"begins_window": now - now % 60, **begins.columns()})
-        if user.locked_until > now and way is not SignInWay.SECURITY_KEY:
-            return throttled("too many wrong numbers were typed", user.locked_until - now)
-        too_many = begins.refusal(way, policy.approval.begins_per_minute, now=now)
-        if too_many is not None:
-            return too_many
-        try:
-            decide_way(policy, way)
-            if way is SignInWay.SECURITY_KEY:
-                return (await standing(tx, self._world, credentials, policy))[0]
-            fit = await in_standing(tx, self._world, credentials, policy)
-            decide_some_key((c.assurance for c in fit), required_by(policy, way))
-        except KeyvouchError as refusal:
-            return refusal
-        return fit
-
-    def _row(
-        self,
-        request: SignInRequest,
-        tenant: TenantId,
-        user: UserId,
-        policy: Policy,
-        proof: bytes,
-        token: str,
-        way: SignInWay,
-    ) -> SignIn:
-        now = self._world.clock.now()
-        return SignIn(
-            id=SignInId(self._world.new_id(SIGN_IN)),
-            tenant_id=tenant,
-            user_id=user,
-            token_hash=sha256(token),
-            state=SignInState.PENDING,
-            number=draw_number(policy.approval.number_digits, self._world.entropy.token(16)),
-            proof_key=request.proof_key,
-            proof_thumbprint=proof,
-            app_id=request.app_id,
-            app_name=request.app_name,
-            audience=request.audience or request.app_id,
-            address=request.address,
-            binding_message=request.binding_message,
-            policy_version=policy.version,
-            required_assurance=required_by(policy, way),
-            created_at=now,
-            expires_at=now + policy.approval.lifetime_seconds,
-            same_device=way is SignInWay.SAME_DEVICE,
-            security_key=way is SignInWay.SECURITY_KEY,
-        )
-
-    def _offer(self, sign_in: SignIn, request: SignInRequest, device: DeviceId, credential: CredentialId) -> Prompt:
-        offer = SignInOffer(
-            server_id=self._world.facts.server_id,
-            tenant_id=sign_in.tenant_id,
-            user_id=sign_in.user_id,
-            device_id=device,
-            credential_id=credential,
-            sign_in_id=sign_in.id,
-            nonce=self._world.entropy.token(32),
-            app_id=sign_in.app_id,
-            app_name=sign_in.app_name,
-            audience=sign_in.audience,
-            proof_key=sign_in.proof_thumbprint,
-            place=request.place,
-            address=sign_in.address,
-            binding_message=sign_in.binding_message,
-            issued_at=sign_in.created_at,
-            expires_at=sign_in.expires_at,
-            policy_version=sign_in.policy_version,
-            required_assurance=sign_in.required_assurance,
-        )
-        return Prompt(
-            id=PromptId(self._world.new_id(PROMPT)),
-            sign_in_id=sign_in.id,
-            device_id=device,
-            credential_id=credential,
-            offer=offer.encode(),
-            created_at=sign_in.created_at,
-            expires_at=sign_in.expires_at,
-        )
-
-    async def _supersede(
-        self, tx: Transaction, user: UserId, way: SignInWay, *, actor: str = ANONYMOUS
-    ) -> list[tuple[SignIn, list[Prompt]]]:
-        """KI4: one open request per user, and one with a security key; the newer one ends the older one in the same
-        transaction.
+        With security keys a stranger's ends strangers' and a known client's known clients'. A device's own request ends
+        the prompts as well; a prompt does not end a device's own (P18).
         """
         states, target = TRANSITIONS[Event.SUPERSEDE]
-        with_key = way is SignInWay.SECURITY_KEY
-        where = {"user_id": user, "state": OneOf(tuple(states)), "security_key": with_key}
+        where: dict[str, object] = {"user_id": begun.named.user_id, "state": OneOf(tuple(states))}
+        if begun.way is SignInWay.SECURITY_KEY:
+            where |= {"security_key": True, "known_client": begun.known_client}
+        elif begun.way is SignInWay.SAME_DEVICE:
+            where |= {"security_key": False}
+        else:
+            where |= {"security_key": False, "same_device": False}
         old = await tx.update(SignIn, where, {"state": target})
         for s in old:
-            await audit_end(self._world, tx, Event.SUPERSEDE, s, actor=actor)
+            await audit_end(self._world, tx, Event.SUPERSEDE, s, actor=begun.actor)
         return [(s, await withdrawn(tx, s)) for s in old]
 
-    async def _audit_begin(
-        self, tx: Transaction, sign_in: SignIn, outcome: str, *, actor: str = ANONYMOUS, **details: str
-    ) -> None:
-        await self._world.audit(
-            tx,
-            "sign_in.begin",
-            actor=actor,
-            tenant_id=sign_in.tenant_id,
-            subject=sign_in.id,
-            user_id=sign_in.user_id,
-            outcome=outcome,
-            address=sign_in.address,
-            app=sign_in.app_id,
-            way=sign_in.way.value,
-            **details,
-        )
+    async def _refuse(
+        self, tx: Transaction, begun: Beginning, refusal: KeyvouchError, verdicts: Verdicts
+    ) -> KeyvouchError:
+        """Write down why, and answer with what this caller may be told."""
+        rule = refusing_rule(verdicts)
+        said = precise(refusal) if begun.named.user else {}
+        await self._audit(tx, begun, refusal.reason.value, **said, **({"rule": rule} if rule else {}))
+        if begun.way is SignInWay.SAME_DEVICE:
+            return refusal
+        return _untold(refusal if begun.known_client else _alike(refusal))
 
-    async def _audit_refused_begin(
-        self,
-        tx: Transaction,
-        request: SignInRequest,
-        tenant: TenantId,
-        user: UserId,
-        refusal: KeyvouchError,
-        *,
-        actor: str = ANONYMOUS,
-        **details: str,
+    async def _audit(
+        self, tx: Transaction, begun: Beginning, outcome: str, *, subject: str = "", **details: str
     ) -> None:
+        if begun.known_client:
+            details["client"] = "known"
         await self._world.audit(
             tx,
             "sign_in.begin",
-            actor=actor,
-            tenant_id=tenant,
-            user_id=user,
-            outcome=refusal.reason.value,
-            address=request.address,
-            app=request.app_id,
+            actor=begun.actor,
+            tenant_id=begun.named.tenant_id,
+            subject=subject,
+            user_id=begun.named.user_id,
+            outcome=outcome,
+            address=begun.request.address,
+            app=begun.request.app_id,
             **details,
         )
 
@@ -374,6 +234,22 @@ def check_app(request: SignInRequest, *, within: str = "") -> None:
     check_text(request.app_name, f"{within}app_name", longest=64)
     check_text(request.audience, f"{within}audience", longest=256, required=False)
     check_text(request.binding_message, f"{within}binding_message", longest=128, required=False)
+
+
+def _outcome(begun: Beginning, found: Evaluated, asked: list[tuple[DeviceId, CredentialId]]) -> str:
+    """What the audit log says of a request that was opened: its client is told nothing of it."""
+    if asked:
+        return "ok"
+    if begun.named.user is None:
+        return "nobody"
+    return (found.left_out.reason if found.left_out else Reason.NO_METHOD).value
+
+
+def _alike(refusal: KeyvouchError) -> KeyvouchError:
+    """What strangers are told: not that the user has reported somebody, nor that wrong numbers were typed."""
+    if isinstance(refusal, ThrottledError):
+        return throttled(TOO_MANY, round(refusal.retry_after))
+    return refusal
 
 
 def _untold(refusal: KeyvouchError) -> KeyvouchError:

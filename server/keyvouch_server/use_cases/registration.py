@@ -15,12 +15,15 @@ from keyvouch.errors import ConflictError, KeyvouchError, Reason, Unauthenticate
 from keyvouch.ids import DEVICE, REGISTRATION, DeviceId, RegistrationId
 from keyvouch.proofs import load_proof_key, spki_sha256, verify_proof
 from keyvouch.statement import Purpose, RegistrationStatement, challenge
-from keyvouch_server.domain.model import Device, ProviderKind, Registration, RegistrationState, Tenant, User
+from keyvouch_server.domain.model import ProviderKind, Registration, RegistrationState, Tenant, User
 from keyvouch_server.domain.names import check_text, invalid_field
-from keyvouch_server.domain.policy import Policy, decide_device_limit, decide_registration_enabled
-from keyvouch_server.ports import AtMost, Transaction
+from keyvouch_server.domain.policy import Policy
+from keyvouch_server.domain.prerequisites import Wish, decide_registration
+from keyvouch_server.ports import Above, AtMost, Snapshot, Transaction
+from keyvouch_server.use_cases.budgets import throttled
 from keyvouch_server.use_cases.cards import ProvedCard, verify_card
-from keyvouch_server.use_cases.devices import Devices
+from keyvouch_server.use_cases.devices import Devices, DeviceView
+from keyvouch_server.use_cases.pass_binding import decide_session_pass
 from keyvouch_server.use_cases.registration_completion import (
     Completion,
     RegisteredDevice,
@@ -41,6 +44,9 @@ from keyvouch_server.use_cases.world import (
 
 LIFETIME_SECONDS: Final = 600
 """How long a registration may take (T13)."""
+
+OPEN_AT_ONCE: Final = 100
+"""Registrations that one user may have begun and not finished: each is a row, also when nobody ever does."""
 
 RETENTION_SECONDS: Final = 86400
 """How long a registration that ran out of time is kept, so that a late answer learns why it is refused."""
@@ -63,13 +69,16 @@ class RegistrationRequest:
 
 @dataclass(frozen=True, slots=True)
 class BegunRegistration:
-    """What the agent needs to make a credential. `token` is the credential of the second call."""
+    """What the agent needs to make a credential. `token` is the credential of the second call; `present` is what the
+    user has registered already, of which as many have to depart as policy has no room for.
+    """
 
     registration: Registration
     token: str = field(repr=False)
     user: User
     policy: Policy
     tpm: BegunTpm | None = None
+    present: tuple[DeviceView, ...] = ()
 
 
 class Registrations:
@@ -83,19 +92,23 @@ class Registrations:
     async def begin(self, caller: Caller, request: RegistrationRequest) -> BegunRegistration:
         """Open a registration for the caller's user.
 
-        1. check the request; 2. policy: the method is on and there is room for a device; 3. device id, nonce,
-        statement, and for a TPM a ceremony key; 4. row `pending`, audit.
+        1. check the request; 2. policy: the method is on and for this user, and so is the pass that opened the session
+        (T2), and there are not too many that nobody finished; 3. device id, nonce, statement, and for a TPM a ceremony
+        key; 4. row `pending`, audit. Whether there is room for a device is judged at the end: which devices go when
+        this one comes is said only then (PS19).
         """
         check_text(request.display_name, "display_name", longest=64)
         thumbprint = spki_sha256(load_proof_key(request.channel_key, reason=Reason.CHANNEL_KEY))
         verifies = request.tpm_verifies
-        ceremony_key = None if verifies is None else await self._draw(verifies)
+        ceremony_key = None if verifies is None else await self._draw(caller.user, verifies)
         token = self._world.secret("kve")
 
         async def work(tx: Transaction) -> BegunRegistration | KeyvouchError:
             await self._world.must_stand(tx, caller)
             policy = await self._world.policy_of(tx, caller.user.tenant_id)
-            refusal = await self._may_register(tx, caller.user, policy, request.provider)
+            present = tuple(await self._devices.of_user_in(tx, caller.user.id))
+            refusal = await self._may_register(tx, caller, policy, self._wish(request.provider, len(present)))
+            refusal = refusal or await self._too_many_open(tx, caller.user)
             if refusal is not None:
                 await self._audit_begin(tx, caller, "", refusal.reason.value)
                 return refusal
@@ -106,25 +119,36 @@ class Registrations:
                 row = replace(row, tpm=tpm.encode())
             await tx.insert(row)
             await self._audit_begin(tx, caller, row.id, "ok")
-            return BegunRegistration(row, token, caller.user, policy, tpm)
+            return BegunRegistration(row, token, caller.user, policy, tpm, present)
 
         return settled(await self._world.store.write(work))
 
-    async def _draw(self, verifies: tuple[int, ...]) -> TpmPrivateKey:
-        """One at a time: an RSA key keeps a core busy for a while, and whoever has a session may ask for many."""
+    async def _draw(self, user: User, verifies: tuple[int, ...]) -> TpmPrivateKey:
+        """One at a time, and none for a registration that would be one too many: an RSA key keeps a core busy for a
+        while, and whoever has a session may ask for many.
+        """
         async with self._drawing:
+            settled(await self._world.store.read(lambda tx: self._too_many_open(tx, user)))
             return await asyncio.to_thread(draw_ceremony_key, verifies)
 
-    async def _may_register(
-        self, tx: Transaction, user: User, policy: Policy, provider: ProviderKind
-    ) -> KeyvouchError | None:
-        devices = await tx.find(Device, {"user_id": user.id}, order="id")
+    def _wish(self, provider: ProviderKind, devices: int) -> Wish:
+        return Wish(provider, devices, self._world.facts.device_endpoint)
+
+    async def _may_register(self, tx: Transaction, caller: Caller, policy: Policy, wish: Wish) -> KeyvouchError | None:
         try:
-            decide_registration_enabled(policy, provider)
-            decide_device_limit(policy, [f"{d.display_name} ({d.id})" for d in devices])
+            decide_registration(policy, await self._world.subject_of(tx, caller.user), wish)
+            await decide_session_pass(tx, self._world, caller.session, caller.user, policy)
         except KeyvouchError as refusal:
             return refusal
         return None
+
+    async def _too_many_open(self, tx: Snapshot, user: User) -> KeyvouchError | None:
+        now = self._world.clock.now()
+        unfinished = {"user_id": user.id, "state": RegistrationState.PENDING, "expires_at": Above(now)}
+        if await tx.count(Registration, unfinished) < OPEN_AT_ONCE:
+            return None
+        (first,) = await tx.find(Registration, unfinished, order="expires_at", limit=1)
+        return throttled("too many registrations were begun and not finished", first.expires_at - now)
 
     async def _audit_begin(self, tx: Transaction, caller: Caller, subject: str, outcome: str) -> None:
         await self._world.audit(
@@ -175,7 +199,8 @@ class Registrations:
         attestation and the channel key's proof over this statement, a TPM's evidence against its transcript, and
         certificates of an organisation for this user;
         4. policy on what was proved (PS8, H8, PS17); 5. `pending -> complete`, device, credential, TPM, audit in one
-        transaction, in which an older device of the same user in the same TPM goes; 6. device certificate.
+        transaction, in which the devices go that depart (PS19), and an older one of the same user in the same TPM;
+        6. device certificate.
         """
         row = await self._world.store.read(lambda tx: tx.get(Registration, token_hash=sha256(token)))
         if row is None:
@@ -191,14 +216,15 @@ class Registrations:
         chain = self._world.keys.device_certificate(row.device_id, row.tenant_id, row.channel_key)
         work = Completion(self._world, self._devices, row, answer, evidence, tpm, card, chain)
         try:
-            written = await self._world.store.write(work.run)
+            written = await self._world.write_and_tell(work.run, self._announce)
         except (ConflictError, UnauthenticatedError) as undone:  # and its audit record with it
             await self._audit_refusal(row, answer, undone)
             raise
-        done = settled(written)
-        for gone in done.replaced:
+        return settled(written)
+
+    def _announce(self, done: RegisteredDevice | KeyvouchError) -> None:
+        for gone in done.replaced if isinstance(done, RegisteredDevice) else ():
             self._devices.announce(gone)
-        return done
 
     async def forget_abandoned(self) -> None:
         """Drop registrations that nobody finished in time, a day after they ran out. Their audit records stay."""

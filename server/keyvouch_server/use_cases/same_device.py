@@ -18,7 +18,8 @@ from keyvouch_server.ports import Snapshot, Transaction
 from keyvouch_server.use_cases.decisions import Decisions
 from keyvouch_server.use_cases.devices import removed
 from keyvouch_server.use_cases.judgement import Answer
-from keyvouch_server.use_cases.opening import Opened, Openings, SignInRequest, check_app
+from keyvouch_server.use_cases.offering import SignInRequest
+from keyvouch_server.use_cases.opening import Opened, Openings, check_app
 from keyvouch_server.use_cases.redemption import Redemptions
 from keyvouch_server.use_cases.sessions import IssuedSession
 from keyvouch_server.use_cases.world import World, settled, sha256, unknown_sign_in
@@ -53,8 +54,8 @@ class SameDeviceSignIns:
     async def begin(self, device: Device, request: SignInRequest, certificate: bytes) -> BegunOnDevice:
         """Open a sign-in of the device's user. `certificate` is the SHA-256 of the one on this connection.
 
-        1. check the request; 2. throttle and policy, as for every sign-in (KI1); 3. supersede the older request (KI4);
-        4. row, prompt for this device alone, audit.
+        1. check the request; 2. a budget of its own, and policy as for every sign-in (KI1); 3. supersede the older
+        request (KI4); 4. row, prompt for this device alone, audit.
         """
         check_app(request)
         token = self._world.secret("kvs")
@@ -69,9 +70,7 @@ class SameDeviceSignIns:
         user = await tx.get(User, id=device.user_id)
         if user is None or await tx.get(Device, id=device.id) is None:
             return removed()
-        return await self._openings.open(
-            tx, user, request, certificate, token, way=SignInWay.SAME_DEVICE, device=device
-        )
+        return await self._openings.on_device(tx, device, user, request, certificate, token)
 
     async def complete(
         self, device: Device, sign_in_id: str, token: str, answer: Answer, certificate: bytes
@@ -88,8 +87,8 @@ class SameDeviceSignIns:
             raise answered.refusal
         if answered.state in (SignInState.DENIED, SignInState.REPORTED):
             return Completed(answered.state)
-        issued = await self._redemptions.consume(row.id, certificate=certificate)
-        return Completed(SignInState.CONSUMED, issued)
+        redeemed = await self._redemptions.consume(row.id, certificate=certificate)
+        return Completed(SignInState.CONSUMED, redeemed.issued)
 
     async def _own(self, tx: Snapshot, device: Device, sign_in_id: str, token: str, prompt_id: str) -> SignIn:
         row = await tx.get(SignIn, id=sign_in_id)

@@ -24,7 +24,7 @@ from keyvouch_server.domain.sign_in import why_not
 from keyvouch_server.ports import Keys, Plus, Transaction
 from keyvouch_server.use_cases.decisions import Answered, CounterMovedError, Decided, Decisions, too_late
 from keyvouch_server.use_cases.judgement import Answer, Assertion, Judge, Offered
-from keyvouch_server.use_cases.opening import SignInRequest
+from keyvouch_server.use_cases.offering import SignInRequest
 from keyvouch_server.use_cases.sign_in import BegunSignIn, SignIns
 from keyvouch_server.use_cases.world import ANONYMOUS, World, sha256, unknown_sign_in
 
@@ -75,12 +75,13 @@ class SecurityKeySignIns:
         """
         answer = Answer("", statement, assertion)
         try:
-            answered, decided = await self._world.store.write(lambda tx: self._complete(tx, sign_in_id, token, answer))
+            answered, _ = await self._world.write_and_tell(
+                lambda tx: self._complete(tx, sign_in_id, token, answer),
+                lambda done: self._decisions.announce(done[1], ""),
+            )
         except CounterMovedError as undone:  # and its audit record with it
             row, refusal = undone.offered.sign_in, undone.refusal
             answered = await self._world.store.write(lambda tx: self._refused(tx, row, refusal))
-            decided = None
-        self._decisions.announce(decided, "")
         if answered.refusal is not None:
             raise answered.refusal
         return answered.state

@@ -1,40 +1,41 @@
-"""Sessions: made by a sign-in, prolonged by a rotating refresh token and the proof key, ended by anybody entitled.
+"""Sessions: made by a sign-in, ended by anybody entitled.
 
 Refresh tokens are opaque and derived: HMAC(session id, generation) under a key of the server. So the store holds
-only their hashes, and yet a reply that was lost can be given again.
+only their hashes, and yet a reply that was lost can be given again. Not here: prolonging (`session_refresh`).
 """
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from keyvouch import base64url
-from keyvouch.assurance import Assurance
-from keyvouch.errors import EvidenceError, MalformedError, NotFoundError, Reason, UnauthenticatedError
+from keyvouch.errors import (
+    KeyvouchError,
+    NotFoundError,
+    PermissionDeniedError,
+    Reason,
+    UnauthenticatedError,
+    UsageError,
+)
 from keyvouch.ids import SESSION, AccessPassId, DeviceId, SessionId, UserId
-from keyvouch.proofs import load_proof_key, verify_proof
-from keyvouch.statement import Purpose, proof_statement
 from keyvouch.tokens import AccessTokenClaims
-from keyvouch_server.domain.model import AccessPass, Device, Session, SessionKind, SignIn, SignInWay, User
-from keyvouch_server.domain.policy import Policy, access_pass_end
-from keyvouch_server.ports import Above, Plus, Snapshot, Transaction
+from keyvouch_server.domain.access_pass import access_pass_end
+from keyvouch_server.domain.evaluation import SELF_AUDIENCE
+from keyvouch_server.domain.model import AccessPass, Session, SessionKind, SignIn, SignInState, User
+from keyvouch_server.domain.policy import Policy
+from keyvouch_server.domain.session import ACR_ACCESS_PASS, AMR_ACCESS_PASS, acr_of, amr_of
+from keyvouch_server.ports import Above, OneOf, Snapshot, Transaction
 from keyvouch_server.use_cases.world import Caller, World, session_revoked, settled, sha256
 
-ACR_NUMBER_MATCHED = "number-matched"
-ACR_PHISHING_RESISTANT = "phishing-resistant"
-"""P3: only of sign-ins whose client is the device that approves, or holds the security key and has made sure for which
-server it signs. Matching a number never earns it.
+AHEAD_SECONDS: Final = 3600
+"""P20: the clock may be ahead by so much. What seems to have run out within it is ended for good with the rest, lest
+it come back with the right time.
 """
-ACR_ACCESS_PASS = "access-pass"
-AMR_APPROVAL = "pop pin mfa"
-"""PS7: possession of the key and the PIN that unlocks it: two factors, no second prompt (RFC 8176)."""
-AMR_SECURITY_KEY = "user pin mfa"
-"""Beside where the key is: a touch, and the PIN or whatever else the key takes for it."""
-AMR_ACCESS_PASS = "otp"
-SELF_AUDIENCE = "keyvouch"
-"""Audience of tokens that are meant for this server alone."""
+
+_AT_ONCE: Final = 500
+"""Sessions that are looked up by one statement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +71,8 @@ class Sessions:
             app_id=row.app_id,
             app_name=row.app_name,
             audience=row.audience,
-            amr=_amr_of(row),
-            acr=ACR_NUMBER_MATCHED if row.way is SignInWay.PROMPT else ACR_PHISHING_RESISTANT,
+            amr=amr_of(row),
+            acr=acr_of(row),
             assurance=row.assurance,
             proof_key=row.proof_key,
             proof_thumbprint=row.proof_thumbprint,
@@ -79,11 +80,15 @@ class Sessions:
             created_at=now,
             expires_at=now + policy.session.session_seconds,
             generation=1,
-            refresh_hash=sha256(self._refresh_token(session_id, 1)),
+            refresh_hash=sha256(self.refresh_token(session_id, 1)),
             certificate_bound=row.same_device,
+            sign_in_id=row.id,
+            address=row.address,
         )
 
-    def from_access_pass(self, found: AccessPass, policy: Policy, *, one_time_seconds: int) -> Session:
+    def from_access_pass(
+        self, found: AccessPass, policy: Policy, *, one_time_seconds: int, address: str = ""
+    ) -> Session:
         """T8: the session of a pass. It cannot be prolonged and never outlives the pass."""
         now = self._world.clock.now()
         end = min(access_pass_end(found), now + policy.session.session_seconds)
@@ -109,6 +114,7 @@ class Sessions:
             expires_at=end,
             generation=0,
             refresh_hash=b"",
+            address=address,
         )
 
     def issue(self, session: Session, user: User, policy: Policy, *, certificate: bytes = b"") -> IssuedSession:
@@ -142,116 +148,45 @@ class Sessions:
             username=user.username,
             certificate_thumbprint=holder if session.certificate_bound else "",
         )
-        refresh = self._refresh_token(session.id, session.generation) if session.generation else ""
+        refresh = self.refresh_token(session.id, session.generation) if session.generation else ""
         return IssuedSession(session, user, self._world.keys.access_token(claims), expires, refresh)
 
-    def _refresh_token(self, session_id: SessionId, generation: int) -> str:
+    def refresh_token(self, session_id: SessionId, generation: int) -> str:
+        """The refresh token of a generation of a session. Only hashes of them are stored."""
         secret = self._world.keys.mac("refresh-token", f"{session_id}/{generation}".encode())
         return f"kvr_{session_id}_{generation}.{base64url.encode(secret)}"
 
     # -- using -------------------------------------------------------------------------------------
 
-    async def refresh(self, refresh_token: str, proof: bytes) -> IssuedSession:
-        """New tokens for old.
-
-        1. find the session; 2. the proof key signs for this very token; 3. rotate by compare-and-set; the token
-        before the present one gives the present one again (a lost reply); any older one ends the session.
-        """
-        session = await self._by_refresh_token(refresh_token)
-        if session.certificate_bound:
-            raise certificate_required()
-        digest = sha256(refresh_token)
-        statement = proof_statement(self._world.facts.server_id, digest)
-        try:
-            verify_proof(load_proof_key(session.proof_key), Purpose.REFRESH, statement, signature=proof)
-        except (EvidenceError, MalformedError) as error:
-            raise UnauthenticatedError(error.reason, error.message, fix=error.fix) from error
-        return settled(await self._world.store.write(lambda tx: self._rotate(tx, session, refresh_token, digest)))
-
-    async def refresh_over_channel(self, refresh_token: str, device: Device, certificate: bytes) -> IssuedSession:
-        """The same for a session that is bound to a certificate: the device's channel is the proof.
-
-        `certificate` is the SHA-256 of the one on this connection. Raises CREDENTIALS_INVALID for another device.
-        """
-        session = await self._by_refresh_token(refresh_token)
-        own = session.device_id == device.id and hmac.compare_digest(session.proof_key, device.channel_key)
-        if not session.certificate_bound or not own:
-            raise _not_a_token()
-        digest = sha256(refresh_token)
-        return settled(
-            await self._world.store.write(lambda tx: self._rotate(tx, session, refresh_token, digest, certificate))
-        )
-
-    async def _by_refresh_token(self, refresh_token: str) -> Session:
-        parts = refresh_token.split("_", 3)
-        session_id = "_".join(parts[1:3]) if len(parts) == 4 else ""
-        session = await self._world.store.read(lambda tx: tx.get(Session, id=session_id))
-        if session is None or not session.generation or not session.proof_key:
-            raise _not_a_token()
-        return session
-
-    async def _rotate(
-        self, tx: Transaction, seen: Session, refresh_token: str, digest: bytes, certificate: bytes = b""
-    ) -> IssuedSession | UnauthenticatedError:
-        now = self._world.clock.now()
-        session = await tx.get(Session, id=seen.id)
-        user = await tx.get(User, id=seen.user_id)
-        if session is None or user is None:
-            return _not_a_token()
-        ended = _ended(session, now)
-        if ended is not None:
-            return ended
-        policy = await self._world.policy_of(tx, session.tenant_id)
-        if session.previous_hash and hmac.compare_digest(digest, session.previous_hash):
-            return self.issue(session, user, policy, certificate=certificate)
-        if not hmac.compare_digest(digest, session.refresh_hash):
-            return await self._refuse_old_token(tx, session, refresh_token)
-        rotated = await tx.update(
-            Session,
-            {"id": session.id, "generation": session.generation, "revoked_at": 0},
-            {
-                "generation": Plus(1),
-                "previous_hash": session.refresh_hash,
-                "refresh_hash": sha256(self._refresh_token(session.id, session.generation + 1)),
-            },
-        )
-        await self._world.audit(
-            tx,
-            "session.refresh",
-            actor=session.user_id,
-            tenant_id=session.tenant_id,
-            subject=session.id,
-            user_id=session.user_id,
-        )
-        return self.issue(rotated[0], user, policy, certificate=certificate)
-
-    async def _refuse_old_token(self, tx: Transaction, session: Session, refresh_token: str) -> UnauthenticatedError:
-        """A genuine but older token means two holders: the session ends. A made-up one changes nothing.
-
-        The token names its generation, so that one comparison is enough however often a session was refreshed.
-        """
-        claimed = refresh_token.split("_", 3)[3].partition(".")[0]
-        generation = int(claimed) if claimed.isascii() and claimed.isdigit() and len(claimed) < 10 else 0
-        genuine = self._refresh_token(session.id, generation)
-        if 0 < generation < session.generation and hmac.compare_digest(refresh_token.encode(), genuine.encode()):
-            await self.revoke_in(tx, [session], reason="refresh_token_reused", actor="server")
-            return session_revoked()
-        return _not_a_token()
-
     async def caller(self, session_id: str) -> Caller:
-        """Whose session this is, now: revoked and expired sessions and removed users are refused."""
+        """Whose session this is, now: revoked and expired sessions, and those without user or pass, are refused."""
 
         async def work(tx: Snapshot) -> tuple[Session | None, User | None]:
             session = await tx.get(Session, id=session_id)
-            return session, (await tx.get(User, id=session.user_id) if session else None)
+            if session is None or not await _has_its_pass(tx, session):
+                return None, None
+            return session, await tx.get(User, id=session.user_id)
 
         session, user = await self._world.store.read(work)
         if session is None or user is None:
             raise session_revoked()
-        ended = _ended(session, self._world.clock.now())
+        ended = end_of(session, self._world.clock.now())
         if ended is not None:
             raise ended
         return Caller(session, user)
+
+    async def over(self, session_ids: Collection[str]) -> dict[str, KeyvouchError]:
+        """Of these sessions, those that are over, each with why."""
+        asked = tuple(session_ids)
+
+        async def work(tx: Snapshot) -> dict[str, Session]:
+            parts = [asked[start : start + _AT_ONCE] for start in range(0, len(asked), _AT_ONCE)]
+            return {row.id: row for part in parts for row in await tx.find(Session, {"id": OneOf(part)})}
+
+        found = await self._world.store.read(work)
+        now = self._world.clock.now()
+        ends = {one: end_of(found[one], now) if one in found else session_revoked() for one in asked}
+        return {one: why for one, why in ends.items() if why is not None}
 
     async def sessions_of(self, user: UserId, *, after: str = "", limit: int = 50) -> Sequence[Session]:
         """The user's sessions, in the order of their ids, ended ones included."""
@@ -281,14 +216,35 @@ class Sessions:
 
         settled(await self._world.store.write(work))
 
+    async def revoke_others(self, caller: Caller) -> int:
+        """End every session of the caller's but the present one, and what was approved for more; returns how many.
+
+        A session of an access pass may not (T8). Raises `PermissionDeniedError(SESSION_PURPOSE)`.
+        """
+        if caller.session.kind is not SessionKind.APPROVAL:
+            raise PermissionDeniedError(
+                Reason.SESSION_PURPOSE,
+                "A session opened with an access pass may register methods and review security info, nothing else.",
+                fix="Enrol a device, then sign in with it.",
+            )
+
+        async def work(tx: Transaction) -> int:
+            await self._world.must_stand(tx, caller)
+            sessions = await self.live_sessions(tx, user_id=caller.user.id)
+            others = [session for session in sessions if session.id != caller.session.id]
+            await self.cancel_approvals(tx, actor=caller.user.id, user_id=caller.user.id)
+            return await self.revoke_in(tx, others, reason="ended_by_owner", actor=caller.user.id)
+
+        return await self._world.store.write(work)
+
     async def revoke_in(self, tx: Transaction, sessions: Sequence[Session], *, reason: str, actor: str) -> int:
-        """End sessions inside somebody else's transaction, each with its audit record; returns how many."""
+        """End sessions inside somebody else's transaction, each with its audit record; returns how many lived."""
         now, ended = self._world.clock.now(), 0
         for session in sessions:
             changed = await tx.update(
                 Session, {"id": session.id, "revoked_at": 0}, {"revoked_at": now, "revoke_reason": reason}
             )
-            ended += len(changed)
+            ended += sum(s.expires_at > now for s in changed)
             for s in changed:
                 await self._world.audit(
                     tx,
@@ -301,28 +257,40 @@ class Sessions:
                 )
         return ended
 
+    async def end_all_in(self, tx: Transaction, user: UserId, *, reason: str, actor: str) -> int:
+        """End all sessions of a user, and what was approved for more of them; returns how many sessions ended."""
+        await self.cancel_approvals(tx, actor=actor, user_id=user)
+        return await self.revoke_in(tx, await self.live_sessions(tx, user_id=user), reason=reason, actor=actor)
+
+    async def cancel_approvals(self, tx: Transaction, *, actor: str, **where: object) -> list[SignIn]:
+        """Sign-ins that are approved and not redeemed: who holds one would have a new session a moment later."""
+        unused = {**where, "state": SignInState.APPROVED, "expires_at": Above(self._world.clock.now())}
+        cancelled = await tx.update(SignIn, unused, {"state": SignInState.CANCELLED})
+        for s in cancelled:
+            await self._world.audit(
+                tx, "sign_in.cancel", actor=actor, tenant_id=s.tenant_id, subject=s.id, user_id=s.user_id
+            )
+        return cancelled
+
     async def live_sessions(self, tx: Transaction, **where: object) -> list[Session]:
-        """Sessions that are neither revoked nor expired: every one of them, however many there are."""
-        live = {**where, "revoked_at": 0, "expires_at": Above(self._world.clock.now())}
+        """Sessions that are neither revoked nor expired for `AHEAD_SECONDS`: every one of them, however many there are.
+
+        `where` names any column but the id, by which they are read in pages.
+        """
+        if "id" in where:
+            raise UsageError("Sessions are read by other columns than their id here.", fix="Get the one session.")
+        live = {**where, "revoked_at": 0, "expires_at": Above(self._world.clock.now() - AHEAD_SECONDS)}
         found: list[Session] = []
         while page := await tx.find(Session, {**live, "id": Above(found[-1].id if found else "")}, order="id"):
             found += page
         return found
 
 
-def way_of(session: Session) -> SignInWay:
-    """By which way the approval came that opened a session."""
-    if session.certificate_bound:
-        return SignInWay.SAME_DEVICE
-    return SignInWay.SECURITY_KEY if session.acr == ACR_PHISHING_RESISTANT else SignInWay.PROMPT
-
-
-def _amr_of(row: SignIn) -> str:
-    """What was proved, in the words of RFC 8176. A key counts as one in hardware only where somebody vouches for it."""
-    if row.way is not SignInWay.SECURITY_KEY:
-        return AMR_APPROVAL
-    in_hardware = bool(row.assurance) and Assurance.parse(row.assurance).protection.is_hardware
-    return f"{'hwk' if in_hardware else 'swk'} {AMR_SECURITY_KEY}"
+async def _has_its_pass(tx: Snapshot, session: Session) -> bool:
+    """T8: no session is without the pass that opened it, also if it was over when the pass went and the clock since
+    was set back.
+    """
+    return not session.access_pass_id or await tx.get(AccessPass, id=session.access_pass_id) is not None
 
 
 def check_own_audience(session: Session) -> None:
@@ -345,15 +313,10 @@ def certificate_required() -> UnauthenticatedError:
     )
 
 
-def _ended(session: Session, now: int) -> UnauthenticatedError | None:
+def end_of(session: Session, now: int) -> UnauthenticatedError | None:
+    """Why a session is over, or None."""
     if session.revoked_at:
         return session_revoked()
     if session.expires_at <= now:
         return UnauthenticatedError(Reason.SESSION_EXPIRED, "The session has come to its end.", fix="Sign in again.")
     return None
-
-
-def _not_a_token() -> UnauthenticatedError:
-    return UnauthenticatedError(
-        Reason.CREDENTIALS_INVALID, "This refresh token is not known here.", fix="Sign in again."
-    )

@@ -9,17 +9,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from keyvouch.proofs import load_proof_key, thumbprint
-from keyvouch_server.domain.model import (
-    NO_SESSION,
-    Prompt,
-    SignIn,
-    SignInState,
-    SignInWay,
-)
-from keyvouch_server.domain.policy import Policy
+from keyvouch_server.domain.model import NO_SESSION, Prompt, SignIn, SignInMethod, SignInState, SignInWay
+from keyvouch_server.domain.oversight_model import Block
 from keyvouch_server.domain.sign_in import OPEN, TRANSITIONS, Event
 from keyvouch_server.ports import AtMost, OneOf, Transaction
-from keyvouch_server.use_cases.opening import Openings, SignInRequest, audit_end, check_request, withdrawn
+from keyvouch_server.use_cases.decisions import asked_of
+from keyvouch_server.use_cases.offering import SignInRequest
+from keyvouch_server.use_cases.opening import Openings, audit_end, check_request, withdrawn
 from keyvouch_server.use_cases.world import ANONYMOUS, SERVER, World, settled, sha256, unknown_sign_in
 
 RETENTION_SECONDS: Final = 7 * 86400
@@ -30,10 +26,10 @@ FORGET_EVERY_SECONDS: Final = 3600
 
 @dataclass(frozen=True, slots=True)
 class BegunSignIn:
-    """What the client holds after `begin`. `prompts` are those of its user, `policy` that of the tenant it names."""
+    """What the client holds after `begin`. `prompts` are those of its user, `methods` what it is told of."""
 
     sign_in: SignIn
-    policy: Policy
+    methods: tuple[SignInMethod, ...]
     prompts: tuple[Prompt, ...] = ()
     token: str = field(default="", repr=False)
 
@@ -52,7 +48,7 @@ class SignIns:
     async def begin(self, request: SignInRequest, *, way: SignInWay = SignInWay.PROMPT) -> BegunSignIn:
         """Open a sign-in and offer it to the user's devices, or to the client itself (`security_key`).
 
-        1. check the request; 2. find the user: nobody gets the same kind of row; 3. throttle; 4. policy
+        1. check the request; 2. find the user: nobody gets the same kind of row; 3. budgets and blocks; 4. policy
         (KI1: before any device is bothered); 5. supersede the older request (KI4); 6. row, prompts, audit. All but the
         first is `opening`.
         """
@@ -64,8 +60,8 @@ class SignIns:
         for old, old_prompts in opened.superseded:
             self._world.announcer.sign_in(old, old_prompts)
         for prompt in opened.prompts if way is SignInWay.PROMPT else ():
-            self._world.announcer.prompt(prompt, len(opened.sign_in.number))
-        return BegunSignIn(opened.sign_in, opened.policy, tuple(opened.prompts), token)
+            self._world.announcer.prompt(prompt, asked_of(opened.sign_in))
+        return BegunSignIn(opened.sign_in, opened.methods, tuple(opened.prompts), token)
 
     def _thumbprint(self, proof_key: bytes) -> bytes:
         """The key's name, checked once per key: a busy client begins many sign-ins with one."""
@@ -103,6 +99,7 @@ class SignIns:
             # What became a session stays with it: the row is the proof of where the session came from.
             old = {"expires_at": AtMost(now - RETENTION_SECONDS), "session_id": NO_SESSION}
             await self._world.store.write(lambda tx: tx.delete(SignIn, old))
+            await self._world.store.write(lambda tx: tx.delete(Block, {"until": AtMost(now)}))
         return len(ended)
 
     async def _end(self, event: Event, where: dict[str, object], *, actor: str) -> list[SignIn]:
@@ -114,7 +111,8 @@ class SignIns:
                 await audit_end(self._world, tx, event, s, actor=actor)
             return [(s, await withdrawn(tx, s)) for s in ended]
 
-        outcome = await self._world.store.write(work)
-        for sign_in, prompts in outcome:
-            self._world.announcer.sign_in(sign_in, prompts)
-        return [s for s, _ in outcome]
+        def tell(outcome: list[tuple[SignIn, list[Prompt]]]) -> None:
+            for sign_in, prompts in outcome:
+                self._world.announcer.sign_in(sign_in, prompts)
+
+        return [s for s, _ in await self._world.write_and_tell(work, tell)]

@@ -21,7 +21,7 @@ from keyvouch.attestation.pin_gate import HANDLES, PinCounter, PinGate, first_wr
 from keyvouch.attestation.tpm_keys import check_attestation_key, check_endorsement_key
 from keyvouch.attestation.tpm_marshal import TpmPrivateKey, sign
 from keyvouch.attestation.tpm_public import TpmNvPublic, TpmPublic
-from keyvouch.errors import EvidenceError, KeyvouchError, Reason, RefusedError
+from keyvouch.errors import EvidenceError, KeyvouchError, Reason, RefusedError, UnauthenticatedError
 from keyvouch.statement import RegistrationStatement
 from keyvouch_server.domain.model import DeviceTpm, Registration, RegistrationState
 from keyvouch_server.domain.names import invalid_field
@@ -34,6 +34,7 @@ from keyvouch_server.domain.policy import (
     reaches,
 )
 from keyvouch_server.ports import Above, EkTrust, EndorsedTpm, Snapshot, Transaction
+from keyvouch_server.use_cases.pass_binding import decide_pass, decide_session
 from keyvouch_server.use_cases.tpm_ceremony import (
     BegunTpm,
     PreparedTpm,
@@ -43,6 +44,7 @@ from keyvouch_server.use_cases.tpm_ceremony import (
 )
 from keyvouch_server.use_cases.world import (
     World,
+    precise,
     registration_consumed,
     registration_expired,
     settled,
@@ -81,6 +83,11 @@ class ShownTpm:
     attestation_key: TpmPublic
     gate: PinGate
 
+    @property
+    def vouched_hash(self) -> bytes:
+        """The identity of the TPM, empty where nobody vouches for it."""
+        return b"" if self.endorsed is None else endorsement_key_hash(self.endorsement_key)
+
 
 class TpmPreparations:
     """The second call of a registration with a TPM."""
@@ -91,20 +98,23 @@ class TpmPreparations:
     async def prepare(self, token: str, request: TpmRequest) -> TpmGrant:
         """Fix the identity of the TPM and allow the first write of its PIN index.
 
-        1. find the ceremony by its token; the same request again gets the same reply; 2. check the keys, the PIN index
-        and, where there is one, the endorsement key certificate; 3. policy on what such a TPM can prove; 4. the TPM may
-        take an account more (PS17); 5. challenge, sealed certificate, two signatures; 6. the transcript becomes
-        `prepared`, the ceremony key goes, the statement gets the attestation key's name: in one transaction.
+        1. find the ceremony by its token; the same request again gets the same reply; its session stands (T8);
+        2. check the keys, the PIN index and, where there is one, the endorsement key certificate; 3. policy on what
+        such a TPM can prove; 4. the TPM may take an account more (PS17), and is the one that the session's pass is for
+        (P8); 5. challenge, sealed certificate, two signatures; 6. the transcript becomes `prepared`, the ceremony key
+        goes, the statement gets the attestation key's name: in one transaction.
         """
         row, policy = await self._find(token)
         try:
             begun = _still_begun(row, request.digest(), now=self._world.clock.now())
             if isinstance(begun, TpmGrant):
                 return begun
+            await self._world.store.read(lambda tx: decide_session(tx, self._world, row))
             shown = examine(request, row, begun, endorsers=self._world.endorsers, now=self._world.clock.now())
             decide_pin_limit(policy, begun.pin_limit)
             decide_provable(shown.endorsed, policy.registration.required_assurance)
             await self._world.store.read(lambda tx: decide_identity(tx, row, shown.endorsement_key, policy))
+            await self._world.store.read(lambda tx: decide_pass(tx, row, endorsement_key_hash=shown.vouched_hash))
             prepared = self._grant(row, begun.open(self._world.keys, row.id, token), begun, request, shown)
         except Exception as failed:
             await self._audit_refusal(row, failed)
@@ -156,8 +166,9 @@ class TpmPreparations:
     async def _move(self, tx: Transaction, row: Registration, prepared: PreparedTpm) -> TpmGrant | KeyvouchError:
         policy = await self._world.policy_of(tx, row.tenant_id)
         try:
+            await decide_session(tx, self._world, row)
             await decide_identity(tx, row, prepared.endorsement_key, policy)
-        except RefusedError as refusal:
+        except (RefusedError, UnauthenticatedError) as refusal:
             await self._audit(tx, row, refusal.reason.value)
             return refusal
         moved = await tx.update(
@@ -189,7 +200,7 @@ class TpmPreparations:
 
     async def _audit_refusal(self, row: Registration, failed: Exception) -> None:
         reason = failed.reason if isinstance(failed, KeyvouchError) else Reason.INTERNAL
-        await self._world.store.write(lambda tx: self._audit(tx, row, reason.value))
+        await self._world.store.write(lambda tx: self._audit(tx, row, reason.value, **precise(failed)))
 
     async def _audit(self, tx: Transaction, row: Registration, outcome: str, **details: str) -> None:
         await self._world.audit(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from keyvouch import base64url
@@ -11,8 +12,11 @@ from keyvouch.assurance import Assurance, Protection, Provenance, Verification
 from keyvouch.attestation import TrustStore
 from keyvouch.errors import ConflictError, KeyvouchError, NotFoundError, Reason, RefusedError, UnauthenticatedError
 from keyvouch.ids import ID_ENTROPY, ServerId, TenantId, UserId, new_id
-from keyvouch_server.domain.model import AuditRecord, PolicyVersion, Session, Tenant, User
-from keyvouch_server.domain.names import name_key
+from keyvouch_server.domain.audit import details_text, next_record
+from keyvouch_server.domain.evaluation import Subject
+from keyvouch_server.domain.model import GroupMember, LoginName, PolicyVersion, Session, Tenant, User
+from keyvouch_server.domain.names import is_user_id, name_key
+from keyvouch_server.domain.oversight_model import AuditRecord
 from keyvouch_server.domain.policy import Policy
 from keyvouch_server.ports import Announcer, CardTrust, Clock, EkTrust, Entropy, Keys, Snapshot, Store, T, Transaction
 
@@ -95,6 +99,19 @@ class World:
         gated = min(Assurance.parse(assurance).verification, Verification.SOFTWARE_GATED)
         return Assurance(Protection.SOFTWARE, gated, Provenance.UNATTESTED).text()
 
+    async def write_and_tell(self, work: Callable[[Transaction], Awaitable[T]], tell: Callable[[T], None]) -> T:
+        """Write, and tell the streams that wait for it once it is durable.
+
+        Also where the caller has gone away by then: the act stands, and those who wait must not wait in vain.
+        """
+
+        async def both() -> T:
+            result = await self.store.write(work)
+            tell(result)
+            return result
+
+        return await asyncio.shield(asyncio.create_task(both()))
+
     async def policy_of(self, tx: Snapshot, tenant: TenantId) -> Policy:
         """The tenant's present policy."""
         newest = await tx.find(PolicyVersion, {"tenant_id": tenant}, order="version", descending=True, limit=1)
@@ -107,11 +124,26 @@ class World:
         return policy
 
     async def user_named(self, tx: Snapshot, tenant: str, username: str) -> User | None:
-        """The user with this login name in the tenant of this name, or None."""
+        """The user with this login name or alias in the tenant of this name, or None."""
         found = await tx.get(Tenant, name_key=name_key(tenant))
-        if found is None:
-            return None
-        return await tx.get(User, tenant_id=found.id, username_key=name_key(username))
+        return None if found is None else await self.user_in(tx, found.id, username)
+
+    async def user_in(self, tx: Snapshot, tenant: TenantId, name: str) -> User | None:
+        """The user of a tenant with this login name or alias, or None. P11: as many questions whoever is named."""
+        named = await tx.get(LoginName, tenant_id=tenant, name_key=name_key(name))
+        return await tx.get(User, id=named.user_id if named else "")
+
+    async def user_called(self, tx: Snapshot, tenant: TenantId, who: str) -> User | None:
+        """The user of a tenant that an administrator names by id, login name or alias, or None."""
+        if is_user_id(who):
+            user = await tx.get(User, id=who)
+            return user if user is not None and user.tenant_id == tenant else None
+        return await self.user_in(tx, tenant, who)
+
+    async def subject_of(self, tx: Snapshot, user: User) -> Subject:
+        """A user as policies see them."""
+        groups = await tx.find(GroupMember, {"user_id": user.id})
+        return Subject(user.id, user.role, user.kind, frozenset(member.group_id for member in groups))
 
     async def must_stand(self, tx: Snapshot, caller: Caller) -> None:
         """Look again, inside the transaction of the act: the caller's session may have ended since it was admitted.
@@ -134,11 +166,24 @@ class World:
         outcome: str = "ok",
         **details: str,
     ) -> None:
-        """Write the audit record of an act into the act's own transaction."""
-        text = json.dumps(details, sort_keys=True) if details else "{}"
-        await tx.insert(
-            AuditRecord(0, self.clock.now(), tenant_id, action, actor, subject, UserId(user_id), outcome, text)
+        """Write the audit record of an act into the act's own transaction, as the next of the tenant's chain.
+
+        The newest record is read in that transaction, and transactions that write are serial: so numbers have no gap,
+        whatever becomes of the others.
+        """
+        newest = await tx.find(AuditRecord, {"tenant_id": tenant_id}, order="sequence", descending=True, limit=1)
+        record = next_record(
+            newest[0] if newest else None,
+            at=self.clock.now(),
+            tenant_id=tenant_id,
+            action=action,
+            actor=actor,
+            subject=subject,
+            user_id=UserId(user_id),
+            outcome=outcome,
+            details=details_text(details),
         )
+        await tx.insert(record)
 
 
 def sha256(text: str) -> bytes:

@@ -1,0 +1,103 @@
+"""What is durable is told to the streams that wait for it, also where whoever did it does not wait for the reply."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from keyvouch.errors import Reason
+from keyvouch.ids import SignInId
+from keyvouch.statement import Decision
+from keyvouch_server.domain.model import Device, DeviceFate, SignIn, SignInState
+from keyvouch_server.rpc.prompts import answer_of
+from keyvouch_server.use_cases.registration_completion import Departing, RegistrationAnswer
+from support.live_server import LiveServer, Person, refused
+from support.registering import begin
+
+
+async def left_alone(act: Coroutine[Any, Any, object], is_durable: Callable[[], Awaitable[bool]]) -> None:
+    """Do it, and go away in the moment in which it is durable, before the reply."""
+    doing = asyncio.create_task(act)
+    async with asyncio.timeout(20):
+        while not await is_durable():  # noqa: ASYNC110 - nothing tells of a row before its writer is told
+            await asyncio.sleep(0)
+    doing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await doing
+
+
+async def cut(person: Person) -> None:
+    """Its stream ends, and with the reason."""
+    with refused(Reason.DEVICE_REMOVED):
+        async with asyncio.timeout(5):
+            while True:
+                await person.stream.read()
+
+
+def is_gone(live: LiveServer, person: Person) -> Callable[[], Awaitable[bool]]:
+    async def look() -> bool:
+        return not await live.app.store.read(lambda tx: tx.count(Device, {"id": person.device.device_id}))
+
+    return look
+
+
+@pytest.mark.parametrize("by", ["its owner", "an administrator", "itself"])
+async def test_ps18_a_removal_cuts_the_stream_although_nobody_waits_for_the_reply(live: LiveServer, by: str):
+    ada = await live.person("ada")
+    token = (await live.signed_in(ada)).tokens.access_token
+    if by == "an administrator":
+        token = (await live.admin())[0][1].partition(" ")[2]
+    caller = await live.app.authenticate(token)
+    device = await live.app.store.read(lambda tx: tx.get(Device, id=ada.device.device_id))
+    assert device is not None
+    devices = live.app.devices
+    act = {
+        "its owner": lambda: devices.remove_own(caller, device.id),
+        "an administrator": lambda: devices.remove_as_administrator(caller, device.id),
+        "itself": lambda: devices.unregister(device),
+    }[by]
+    await left_alone(act(), is_gone(live, ada))
+    await cut(ada)
+
+
+async def test_ps19_a_lost_device_is_cut_although_the_new_one_does_not_wait_for_the_reply(live: LiveServer):
+    ada = await live.person("ada")
+    begun = await begin(live, await live.pass_session("ada", await live.issue_pass_again("ada")))
+    sent, departing = begun.answer, (Departing(ada.device.device_id, DeviceFate.LOST),)
+    given = RegistrationAnswer(sent.client_data_json, sent.attestation_object, sent.channel_proof, departing=departing)
+    token = begun.begun.registration_token
+    await left_alone(live.app.registrations.complete(token, given), is_gone(live, ada))
+    await cut(ada)
+    assert (await live.app.registrations.complete(token, given)).departed == (ada.device.device_id,)  # control
+
+
+async def test_ps18_a_user_who_is_deleted_is_cut_although_nobody_waits_for_the_reply(live: LiveServer):
+    ada = await live.person("ada")
+    caller = await live.app.authenticate((await live.admin())[0][1].partition(" ")[2])
+    await left_alone(live.app.directory.delete(caller, "ada"), is_gone(live, ada))
+    await cut(ada)
+
+
+@pytest.mark.parametrize("decision", [Decision.APPROVE, Decision.DENY])
+async def test_ps21_a_decision_is_told_to_the_client_although_the_device_is_gone(live: LiveServer, decision: Decision):
+    ada = await live.person("ada")
+    opened = await live.begin("ada")
+    sign_in_id = SignInId(opened.begun.sign_in_id)
+    prompt = await ada.stream.prompt()
+    approve = decision is Decision.APPROVE
+    answer = ada.device.approve(prompt, opened.number) if approve else ada.device.refuse(prompt, decision)
+    device = await live.app.store.read(lambda tx: tx.get(Device, id=ada.device.device_id))
+    assert device is not None
+    told: asyncio.Queue[SignIn] = asyncio.Queue()
+    live.app.relay.watch(sign_in_id, told.put_nowait)
+
+    async def is_decided() -> bool:
+        row = await live.app.store.read(lambda tx: tx.get(SignIn, id=sign_in_id))
+        return row is not None and row.state is not SignInState.PENDING
+
+    await left_alone(live.app.decisions.answer(device, answer_of(answer)), is_decided)
+    async with asyncio.timeout(5):
+        assert (await told.get()).state is (SignInState.APPROVED if approve else SignInState.DENIED)
