@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -19,7 +18,7 @@ from google.protobuf.message import Message
 from keyvouch.errors import NotFoundError
 from keyvouch.ids import SignInId
 from keyvouch.proofs import sign_proof
-from keyvouch.statement import Purpose, proof_statement, redeem_statement
+from keyvouch.statement import Purpose, redeem_statement
 from keyvouch.v1 import administration_pb2, enrolment_pb2, sessions_pb2, sign_in_pb2
 from keyvouch_bench.device import enrol_with_pass
 from keyvouch_client import Connection, Session, sign_in_with_access_pass
@@ -27,7 +26,7 @@ from keyvouch_client.errors import answer
 from keyvouch_client.sign_in import Begun
 from support.crash_stage import Account, Stage
 from support.racers import Finish, Racers, racers
-from support.stubborn import Enrolling, StubbornDevice, begin, insist
+from support.stubborn import Enrolling, StubbornDevice, begin, insist, refresh_request
 
 PROCESSES = 3
 FIELD = (2, 8, 64)
@@ -206,15 +205,6 @@ async def test_a_refresh_token_is_rotated_once_P7(stage: Stage, field: Racers, r
             assert generation(stage, session) == number + 2
             session.tokens = told[0]
     stage.check()
-
-
-def refresh_request(session: Session) -> sessions_pb2.RefreshSessionRequest:
-    token = session.tokens.refresh_token
-    statement = proof_statement(session.server_id, hashlib.sha256(token.encode()).digest())
-    assert session.proof_key is not None
-    return sessions_pb2.RefreshSessionRequest(
-        refresh_token=token, proof=sign_proof(session.proof_key, Purpose.REFRESH, statement)
-    )
 
 
 def generation(stage: Stage, session: Session) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -12,8 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from keyvouch.errors import KeyvouchError, Reason, UnauthenticatedError
-from keyvouch.proofs import sign_proof
-from keyvouch.statement import Decision, Purpose, SignInOffer, proof_statement
+from keyvouch.statement import Decision, SignInOffer
 from keyvouch.v1 import administration_pb2, common_pb2, prompts_pb2, sessions_pb2, sign_in_pb2
 from keyvouch_bench.device import BenchDevice, PromptStream, enrol_with_pass
 from keyvouch_client import Connection, Session, sign_in_with_access_pass
@@ -22,7 +20,7 @@ from keyvouch_client.sign_in import Begun
 from support.contest import at_once, check_history, shuffled
 from support.crash_stage import Account, Stage
 from support.live_server import LiveServer
-from support.stubborn import Enrolling, StubbornDevice, begin
+from support.stubborn import Enrolling, StubbornDevice, begin, refresh_request
 
 ROUNDS = 240
 """Rounds of the interleaving test, shared by four users at the same time."""
@@ -264,15 +262,6 @@ async def test_parallel_refreshes_are_one_step(stage: Stage, connections: list[C
             await session.refresh()
     assert ended.value.reason is Reason.SESSION_REVOKED
     stage.check()
-
-
-def refresh_request(session: Session) -> sessions_pb2.RefreshSessionRequest:
-    token = session.tokens.refresh_token
-    statement = proof_statement(session.server_id, hashlib.sha256(token.encode()).digest())
-    assert session.proof_key is not None
-    return sessions_pb2.RefreshSessionRequest(
-        refresh_token=token, proof=sign_proof(session.proof_key, Purpose.REFRESH, statement)
-    )
 
 
 # Access passes and registrations

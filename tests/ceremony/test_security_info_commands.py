@@ -232,7 +232,9 @@ async def test_a_sign_in_is_explained_when_it_is_asked(live: LiveServer, ada: Pe
 
 
 async def test_more_can_be_asked_for_this_time(live: LiveServer, ada: Person, tmp_path: Path) -> None:
+    """At a client that the user has signed in at before; a stranger's waits, and is told nothing (P12)."""
     home = tmp_path / "state"
+    await sign_in(live, ada, home)
     asked = ("sign-in", *where(live, "ada"), "--json")
     for more in (("--phishing-resistant",), ("--assurance", "hardware")):
         refused = await run_command(*asked, *more, home=home)

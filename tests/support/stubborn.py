@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -12,14 +13,15 @@ import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from keyvouch.errors import UnavailableError
-from keyvouch.proofs import spki_of
-from keyvouch.statement import SignInOffer
+from keyvouch.proofs import sign_proof, spki_of
+from keyvouch.statement import Purpose, SignInOffer, proof_statement
 from keyvouch.v1 import enrolment_pb2 as enrolment
 from keyvouch.v1 import enrolment_pb2_grpc as enrolment_rpc
 from keyvouch.v1 import prompts_pb2 as prompts
+from keyvouch.v1 import sessions_pb2
 from keyvouch.v1 import sign_in_pb2 as pb
 from keyvouch_bench.device import BenchDevice, PromptStream, SoftKey, completion
-from keyvouch_client import Connection
+from keyvouch_client import Connection, Session
 from keyvouch_client.backoff import persist
 from keyvouch_client.errors import answer
 from keyvouch_client.sign_in import Begun, new_proof_key
@@ -41,6 +43,16 @@ async def begin(connection: Connection, tenant: str, username: str, *, app: str 
     context = pb.SignInContext(tenant=tenant, username=username, app_id=app, app_name=app, audience="keyvouch")
     request = pb.BeginSignInRequest(context=context, proof_public_key=spki_of(key.public_key()))
     return Begun(connection, await answer(connection.sign_ins.BeginSignIn(request, timeout=15)), key)
+
+
+def refresh_request(session: Session) -> sessions_pb2.RefreshSessionRequest:
+    """The request that refreshes a session with the token it holds now."""
+    token = session.tokens.refresh_token
+    statement = proof_statement(session.server_id, hashlib.sha256(token.encode()).digest())
+    assert session.proof_key is not None
+    return sessions_pb2.RefreshSessionRequest(
+        refresh_token=token, proof=sign_proof(session.proof_key, Purpose.REFRESH, statement)
+    )
 
 
 class Enrolling:

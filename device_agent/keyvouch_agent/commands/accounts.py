@@ -19,6 +19,7 @@ from keyvouch_agent.ledger import Enrolment, Ledger, not_enrolled
 from keyvouch_agent.local_client import borrow_providers, call_agent
 from keyvouch_agent.pin_standing import check_last_try, check_pin_usable, describe_pin
 from keyvouch_agent.ports import Pin, PinControl, Provider, ProviderInteraction, ProviderKind
+from keyvouch_agent.prompts.inert import inert
 from keyvouch_agent.provider_shelf import ProviderKey
 from keyvouch_agent.views import pin_document
 
@@ -37,14 +38,14 @@ def unregister(arguments: argparse.Namespace, home: Home, output: Output) -> Non
         call_agent(home, "reload")
     output.result(
         {"device_id": enrolment.device_id, "revoked_sessions": ended},
-        f"Removed: {enrolment.username} of {enrolment.tenant_name}. Sessions ended with it: {ended}.",
+        f"Removed: {enrolment.username} of {inert(enrolment.tenant_name)}. Sessions ended with it: {ended}.",
     )
 
 
 async def _unregister(arguments: argparse.Namespace, home: Home, output: Output, enrolment: Enrolment) -> int:
     if not arguments.yes:
         with open_terminal("Say --yes: then nobody is asked.") as lines:
-            lines.show(f"This removes {enrolment.username} of {enrolment.tenant_name} and ends its sessions.")
+            lines.show(f"This removes {enrolment.username} of {inert(enrolment.tenant_name)} and ends its sessions.")
             if (await lines.ask("Type yes to go on: ") or "").strip().lower() != "yes":
                 raise MalformedError(
                     Reason.USER_CANCELLED, "Nothing was removed.", fix="Use --yes to skip the question."

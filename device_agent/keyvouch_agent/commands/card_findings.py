@@ -15,6 +15,7 @@ from keyvouch_agent.commands.findings import Finding, good, note, problem, troub
 from keyvouch_agent.ledger import Enrolment
 from keyvouch_agent.pin_standing import check_last_try, check_pin_usable, describe_pin, tries_left
 from keyvouch_agent.ports import ProviderKind
+from keyvouch_agent.prompts.inert import inert
 from keyvouch_agent.provider_shelf import ProviderKey, ProviderShelf
 from keyvouch_agent.vaults.pkcs11.failures import require_library
 
@@ -70,7 +71,7 @@ def _token(token: SeenToken) -> Finding:
 
 def _account(enrolment: Enrolment, shelf: ProviderShelf) -> Finding:
     """Is the card of an account there, and can its PIN be given? It need not be there before a request comes."""
-    check = f"smartcard of {enrolment.username} of {enrolment.tenant_name}"
+    check = f"smartcard of {enrolment.username} of {inert(enrolment.tenant_name)}"
     try:
         capabilities = shelf.get(ProviderKey(enrolment.provider, enrolment.account)).capabilities()
     except KeyvouchError as error:

@@ -17,6 +17,7 @@ from keyvouch_agent.ledger import Enrolment, Ledger
 from keyvouch_agent.local_client import call_agent
 from keyvouch_agent.pin_standing import describe_pin
 from keyvouch_agent.ports import ProviderKind
+from keyvouch_agent.prompts.inert import inert
 from keyvouch_agent.provider_shelf import ProviderKey, ProviderShelf
 from keyvouch_client.security_keys.pcsc import PcscReaders
 
@@ -106,7 +107,7 @@ def _replacements(home: Home) -> list[Finding]:
     """A server may have a new key already that this device does not know yet."""
     findings = []
     for e in _enrolments(home):
-        check = f"key replacement of {e.username} of {e.tenant_name}"
+        check = f"key replacement of {e.username} of {inert(e.tenant_name)}"
         try:
             if Ledger(home).replacement(e.device_id):
                 fix = f"Run `keyvouch-agent rekey {e.device_id}`: it finishes it."

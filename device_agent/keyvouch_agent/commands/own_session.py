@@ -39,6 +39,8 @@ class OwnSession:
         session of another user or tenant than the one that is named, `UsageError` for one of another server, or over
         plaintext.
         """
+        if arguments.access_pass_fd is not None:
+            raise UsageError("A session and an access pass are two ways to register.", fix="Name one of them.")
         file = SessionFile(state_directory(os.environ))
         state = file.read()
         if state.session is None:

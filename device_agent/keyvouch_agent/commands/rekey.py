@@ -16,6 +16,7 @@ from keyvouch_agent.interactions import GivenPin
 from keyvouch_agent.ledger import Enrolment, Ledger
 from keyvouch_agent.local_client import borrow_providers
 from keyvouch_agent.ports import Pin, ProviderInteraction
+from keyvouch_agent.prompts.inert import inert
 from keyvouch_agent.views import enrolment_document
 
 __all__ = ["rekey"]
@@ -28,7 +29,7 @@ def rekey(arguments: argparse.Namespace, home: Home, output: Output) -> None:
         new = asyncio.run(_rekey(arguments, home, output, enrolment))
     output.result(
         enrolment_document(new, channel_key=protection_of(new.channel_key)),
-        f"{new.username} of {new.tenant_name} has a new key. The PIN is the same; the old key is gone.",
+        f"{new.username} of {inert(new.tenant_name)} has a new key. The PIN is the same; the old key is gone.",
     )
 
 

@@ -13,6 +13,7 @@ from keyvouch_agent.commands.findings import Finding, good, note, problem, troub
 from keyvouch_agent.ledger import Enrolment
 from keyvouch_agent.pin_standing import check_pin_usable, describe_pin, tries_left
 from keyvouch_agent.ports import ProviderKind
+from keyvouch_agent.prompts.inert import inert
 from keyvouch_agent.provider_shelf import ProviderKey, ProviderShelf
 from keyvouch_client.security_keys.discovery import ConnectedKey, SecurityKeys, Transport
 from keyvouch_client.security_keys.pcsc import Readers
@@ -97,7 +98,7 @@ def _readers(readers: Readers) -> Finding:
 
 def _account(enrolment: Enrolment, shelf: ProviderShelf, *, others: bool) -> Finding:
     """Is the key of an account there? It need not be, before a request comes. `others`: some key is."""
-    check = f"security key of {enrolment.username} of {enrolment.tenant_name}"
+    check = f"security key of {enrolment.username} of {inert(enrolment.tenant_name)}"
     try:
         capabilities = shelf.get(ProviderKey(enrolment.provider, enrolment.account)).capabilities()
     except DeviceError as error:

@@ -17,6 +17,7 @@ from keyvouch_agent.key_holders import KeyHolderSet, ShelfHolders
 from keyvouch_agent.ledger import Enrolment, Ledger
 from keyvouch_agent.local_client import borrow_providers
 from keyvouch_agent.ports import ProviderKind
+from keyvouch_agent.prompts.inert import inert
 from keyvouch_agent.provider_shelf import ProviderShelf
 from keyvouch_agent.tpm_report import patiently
 from keyvouch_agent.vaults.tpm.connection import TpmAccess
@@ -78,7 +79,7 @@ class _Target:
     def words(self) -> str:
         """What people know it by."""
         e = self.enrolment
-        return f"{e.username} of {e.tenant_name} (device {e.device_id})" if e else f"account {self.account}"
+        return f"{e.username} of {inert(e.tenant_name)} (device {e.device_id})" if e else f"account {self.account}"
 
     @property
     def document(self) -> dict[str, object]:

@@ -19,6 +19,7 @@ from keyvouch_agent.commands.tpm_words import (
 )
 from keyvouch_agent.home import Home
 from keyvouch_agent.key_holders import KeyHolderSet
+from keyvouch_agent.prompts.inert import inert
 from keyvouch_agent.tpm_report import AccountReport, TpmReport, look
 from keyvouch_agent.vaults.tpm.connection import DEFAULT_DEVICE, JOIN_GROUP, TpmAccess, TpmSettings
 
@@ -171,7 +172,7 @@ def _room(found: TpmSurvey) -> str:
 
 def _account(account: AccountReport) -> Finding:
     e = account.enrolment
-    check = f"key of {e.username} of {e.tenant_name}"
+    check = f"key of {e.username} of {inert(e.tenant_name)}"
     return good(check, key_words(account)) if account.problem is None else _told(check, account.problem)
 
 

@@ -141,7 +141,7 @@ def _row(account: AccountReport) -> tuple[str, ...]:
     until = _valid_until(standing.certificate) if standing else None
     tries = standing is not None and standing.tries_left is not None
     return (
-        f"{e.username} of {e.tenant_name}",
+        f"{e.username} of {inert(e.tenant_name)}",
         e.device_id,
         account.problem.reason.value if account.problem else "usable",
         f"{standing.tries_left} of {standing.limit}" if standing and tries else "unknown",

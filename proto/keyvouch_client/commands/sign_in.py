@@ -131,8 +131,8 @@ def _show_number(run: Invocation, begun: SignIn) -> None:
     run.output.note("On your device choose Approve, type this number and give your PIN; never if you did not ask.")
     run.output.note("Nothing appears on the device? See that `keyvouch-agent run` is running there.")
     for place, method in enumerate(methods):
-        if method in _OTHER_WAYS:  # the first one is what the person prefers, where this client may know
-            run.output.note(f"{'Another way' if place else 'Your first choice'}: {_OTHER_WAYS[method]}.")
+        if method in _OTHER_WAYS:  # the first one is what the server would take, where this client may know
+            run.output.note(f"{'Another way' if place else 'Quicker for you now'}: {_OTHER_WAYS[method]}.")
 
 
 async def _show_waiting(run: Invocation, expires_at: int) -> None:
