@@ -246,6 +246,14 @@ def test_a_server_that_signed_two_histories_is_found() -> None:
     assert fault_of(forged, both[::-1]) == (ChainFault.REWRITTEN, 1)
 
 
+def test_a_record_that_has_no_encoding_is_a_changed_one() -> None:
+    """Bytes that are no text, as a store hands them out, and a number that no record can have."""
+    records = list(CHAIN[:5])
+    for change in ({"actor": "\udcff"}, {"at": 1 << 70}):
+        spoilt = [*records[:2], replace(records[2], **change), *records[3:]]  # type: ignore[arg-type]
+        assert fault_of(spoilt) == (ChainFault.CHANGED, 3)
+
+
 def test_records_of_another_tenant_do_not_belong_there() -> None:
     assert fault_of(chain(3, "ten_other")) == (ChainFault.INSERTED, 1)
     assert fault_of([*CHAIN[:3], *chain(4, "ten_other")[3:]]) == (ChainFault.INSERTED, 4)
