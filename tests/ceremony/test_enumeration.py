@@ -160,7 +160,9 @@ async def test_a_classifier_cannot_tell_who_exists_from_offers_to_security_keys_
 async def test_the_classifier_finds_what_a_policy_discloses(live: LiveServer):
     """The control: a tenant that chose to be friendly to strangers tells them who has a pass."""
     await live.change_policy(sign_in={"disclose_methods": True})
-    assert accuracy(await answers(live, await names_of(live, KEY_PAIRS), APPROVAL)) > 0.7
+    samples = await answers(live, await names_of(live, KEY_PAIRS), APPROVAL)
+    methods = [((features[4],), known) for features, known in samples]  # three in four are told apart, give or take
+    assert accuracy(methods) > 0.65
 
 
 async def test_of_wrong_passes_every_answer_is_the_same_bytes_P12(live: LiveServer):

@@ -31,6 +31,7 @@ from support.stubborn import Enrolling, StubbornDevice, begin, insist, refresh_r
 PROCESSES = 3
 FIELD = (2, 8, 64)
 CRASHES = 6
+"""At least so many kills in mid-race, for each kind of item; of many rounds one in ten."""
 
 _PASS = "/keyvouch.v1.SignInService/SignInWithAccessPass"
 _REDEEM = "/keyvouch.v1.SignInService/RedeemSignIn"
@@ -85,6 +86,7 @@ def pass_request(stage: Stage, username: str, code: str) -> sign_in_pb2.SignInWi
     return sign_in_pb2.SignInWithAccessPassRequest(tenant=stage.server.tenant, username=username, access_pass=code)
 
 
+@pytest.mark.timeout(3600)
 async def test_a_one_time_pass_opens_one_session_P7_P8(stage: Stage, field: Racers, rounds: int) -> None:
     async with stage.connect() as connection:
         account = await stage.new_account(connection)
@@ -100,6 +102,7 @@ async def test_a_one_time_pass_opens_one_session_P7_P8(stage: Stage, field: Race
     stage.check()
 
 
+@pytest.mark.timeout(3600)
 async def test_an_approval_becomes_one_session_P7(stage: Stage, field: Racers, rounds: int) -> None:
     async with stage.connect() as connection:
         account = await stage.new_account(connection)
@@ -157,6 +160,7 @@ def session_of(stage: Stage, begun: Begun) -> str:
     return str(session_id)
 
 
+@pytest.mark.timeout(3600)
 async def test_a_registration_makes_one_device_P7_P8(stage: Stage, field: Racers, rounds: int) -> None:
     """Each racer answers it with a credential of its own: one is registered, and the others learn that it is done."""
     async with stage.connect() as connection:
@@ -191,6 +195,7 @@ def assert_one_device(stage: Stage, account: Account, told: Sequence[Finish]) ->
     assert len(ids) == 1
 
 
+@pytest.mark.timeout(3600)
 async def test_a_refresh_token_is_rotated_once_P7(stage: Stage, field: Racers, rounds: int) -> None:
     async with stage.connect() as connection:
         account = await stage.new_account(connection)
@@ -230,18 +235,20 @@ async def race_over_a_crash(
     return await race
 
 
-async def test_a_crash_gives_no_second_winner_P6_P7(stage: Stage, field: Racers) -> None:
+@pytest.mark.timeout(3600)
+async def test_a_crash_gives_no_second_winner_P6_P7(stage: Stage, field: Racers, rounds: int) -> None:
+    crashes = max(CRASHES, rounds // 10)
     draw, seen = random.Random(20261128), Counter[str]()
     async with stage.connect() as connection:
         account = await stage.new_account(connection)
         async with online(stage, connection, account) as device:
-            for _ in range(CRASHES):
+            for _ in range(crashes):
                 seen += await crash_of_a_pass(stage, field, connection, draw)
                 seen += await crash_of_an_approval(stage, field, connection, account, device, draw)
                 seen += await crash_of_a_registration(stage, field, connection, draw)
     stage.check()
-    assert seen["pass"] <= CRASHES
-    assert seen["approval"] == seen["registration"] == CRASHES
+    assert seen["pass"] <= crashes
+    assert seen["approval"] == seen["registration"] == crashes
 
 
 async def crash_of_a_pass(stage: Stage, field: Racers, connection: Connection, draw: random.Random) -> Counter[str]:

@@ -68,10 +68,9 @@ async def reach(endpoint: str) -> None:
     """
     if any(os.environ.get(name) for name in _PROXIES):
         return
-    host, _, port = endpoint.rpartition(":")
     try:
         async with asyncio.timeout(_REACH_SECONDS):
-            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            writer = await _connected(endpoint)
     except (OSError, ValueError, TimeoutError):
         raise UnavailableError(
             Reason.SERVER_UNREACHABLE,
@@ -83,6 +82,20 @@ async def reach(endpoint: str) -> None:
     writer.close()
     with suppress(OSError):
         await writer.wait_closed()
+
+
+async def _connected(endpoint: str) -> asyncio.StreamWriter:
+    """A connection to the first address of an endpoint that takes one. Raises `OSError` of the last."""
+    host, _, port = endpoint.rpartition(":")
+    # gRPC knows what localhost is (RFC 6761 section 6.3), also on a machine whose resolver does not.
+    hosts = ["127.0.0.1", "::1"] if host == "localhost" else [host.strip("[]")]
+    refusal: OSError | None = None
+    for one in hosts:
+        try:
+            return (await asyncio.open_connection(one, int(port)))[1]
+        except OSError as error:
+            refusal = refusal or error
+    raise refusal or OSError("no address")
 
 
 @dataclass(frozen=True, slots=True)
