@@ -42,7 +42,7 @@ class ProofKey:
 
 
 class CallProver:
-    """Makes proofs for the sessions of one server: for the `MOST_KEYS` that were held last.
+    """Makes proofs for the sessions of one server: for the `MOST_KEYS` that were held or used last.
 
     `now` is the clock in seconds since the epoch; where the server's says something else, `learn_time` sets it right.
     """
@@ -73,9 +73,11 @@ class CallProver:
 
     def proof(self, method: str, access_token: str) -> bytes:
         """The proof for a call of `method` (`/package.Service/Name`); empty for a token of no session that is held."""
-        held = self._keys.get(_session_of(access_token))
+        session_id = _session_of(access_token)
+        held = self._keys.get(session_id)
         if held is None:
             return b""
+        self._keys.move_to_end(session_id)
         return make_call_proof(
             held.key,
             server_id=held.server_id,

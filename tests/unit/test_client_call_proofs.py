@@ -110,6 +110,10 @@ def test_the_sessions_used_last_are_held_and_one_can_be_forgotten():
     assert made.proof(METHOD, token("ses_1"))
     assert made.proof(METHOD, token("ses_new"))
     assert not made.proof(METHOD, token("ses_2"))
+    assert made.proof(METHOD, token("ses_3"))  # a use counts as well
+    made.hold(ProofKey("ses_newer", SERVER, KEY))
+    assert made.proof(METHOD, token("ses_3"))
+    assert not made.proof(METHOD, token("ses_4"))
     made.forget("ses_1")
     made.forget("ses_1")
     assert not made.proof(METHOD, token("ses_1"))
