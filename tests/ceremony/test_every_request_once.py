@@ -104,9 +104,8 @@ async def her_sessions(live: LiveServer) -> Asked:
 
 async def risk(live: LiveServer) -> Asked:
     ada = await live.person("ada")
-    opened = await live.begin("ada")
+    await live.begin("ada")
     await ada.stream.send(ada.device.refuse(await ada.stream.prompt(), Decision.REPORT))
-    assert opened
     request = request_of("/keyvouch.v1.OversightService/ListRiskEvents")
     told = await answer(live.connection.oversight.ListRiskEvents(request, metadata=await live.admin(), timeout=LIMIT))
     return await administrator(live, risk_event_id=told.events[0].risk_event_id)

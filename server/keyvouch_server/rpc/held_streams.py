@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from keyvouch.errors import KeyvouchError
-from keyvouch_server.use_cases.directory_views import limit_reached
+from keyvouch_server.use_cases.world import limit_reached
 
 Over = Callable[[Collection[str]], Awaitable[Mapping[str, KeyvouchError]]]
 """Of these sessions, those that are over, each with why."""

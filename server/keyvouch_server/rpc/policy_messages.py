@@ -101,15 +101,8 @@ def _campaign_message(campaign: Campaign) -> admin.Campaign:
 
 
 def policy_from(m: admin.Policy) -> Policy:
-    """A whole policy from the wire: every part must be there, for a missing one would switch something off."""
-    parts = {part: m.HasField(part) for part in ("approval", "access_pass", "registration", "session", "health")}
-    parts |= {part: m.HasField(part) for part in ("security_key", "sign_in")}
-    parts |= {f"{part}.targets": getattr(m, part).HasField("targets") for part in _TARGETED}
-    parts |= {f"campaigns[{n}].targets": c.HasField("targets") for n, c in enumerate(m.campaigns)}
-    parts["registration.authenticators"] = m.registration.HasField("authenticators")
-    for part, is_there in parts.items():
-        if not is_there:
-            raise invalid_field(f"policy.{part}", "the whole part; read the present policy and change it")
+    """A whole policy from the wire. Raises FIELD_INVALID naming a part that is missing."""
+    _must_be_whole(m)
     return Policy(
         version=m.version,
         approval=ApprovalPolicy(
@@ -162,6 +155,18 @@ def policy_from(m: admin.Policy) -> Policy:
         apps=tuple(_app(app, f"apps[{n}]") for n, app in enumerate(m.apps)),
         campaigns=tuple(_campaign(campaign, f"campaigns[{n}]") for n, campaign in enumerate(m.campaigns)),
     )
+
+
+def _must_be_whole(m: admin.Policy) -> None:
+    """Every part must be there, for a missing one would switch something off."""
+    parts = {part: m.HasField(part) for part in ("approval", "access_pass", "registration", "session", "health")}
+    parts |= {part: m.HasField(part) for part in ("security_key", "sign_in")}
+    parts |= {f"{part}.targets": getattr(m, part).HasField("targets") for part in _TARGETED}
+    parts |= {f"campaigns[{n}].targets": c.HasField("targets") for n, c in enumerate(m.campaigns)}
+    parts["registration.authenticators"] = m.registration.HasField("authenticators")
+    for part, is_there in parts.items():
+        if not is_there:
+            raise invalid_field(f"policy.{part}", "the whole part; read the present policy and change it")
 
 
 def _targets(m: admin.Targets) -> Targets:

@@ -36,12 +36,11 @@ from keyvouch_server.use_cases.directory_views import (
     GroupView,
     UserView,
     group_views,
-    limit_reached,
     views_of,
 )
 from keyvouch_server.use_cases.login_names import insert_name, name_taken, rename
 from keyvouch_server.use_cases.sessions import Sessions
-from keyvouch_server.use_cases.world import Caller, World, settled, unknown_user
+from keyvouch_server.use_cases.world import Caller, World, limit_reached, settled, unknown_user
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from keyvouch.errors import Reason, RefusedError
 from keyvouch_server.domain.model import Device, GroupMember, LoginName, User, UserGroup
 from keyvouch_server.ports import OneOf, Snapshot
 
@@ -45,10 +44,3 @@ async def views_of(tx: Snapshot, users: Sequence[User]) -> list[UserView]:
 async def group_views(tx: Snapshot, groups: Sequence[UserGroup]) -> list[GroupView]:
     """Groups with the number of their members, in the same order."""
     return [GroupView(g, await tx.count(GroupMember, {"group_id": g.id})) for g in groups]
-
-
-def limit_reached(what: str, limit: int) -> RefusedError:
-    """For one more of something of which there may be so many."""
-    return RefusedError(
-        Reason.LIMIT_REACHED, what, fix="Remove one that is not used any more.", metadata={"limit": str(limit)}
-    )

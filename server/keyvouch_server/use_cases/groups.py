@@ -13,8 +13,8 @@ from keyvouch_server.domain.names import check_name, check_text, is_group_id, na
 from keyvouch_server.domain.policy import Policy
 from keyvouch_server.domain.policy_parts import Targets
 from keyvouch_server.ports import Above, Duplicate, Snapshot, Transaction
-from keyvouch_server.use_cases.directory_views import GroupView, UserView, group_views, limit_reached, views_of
-from keyvouch_server.use_cases.world import Caller, World, unknown_user
+from keyvouch_server.use_cases.directory_views import GroupView, UserView, group_views, views_of
+from keyvouch_server.use_cases.world import Caller, World, limit_reached, unknown_user
 
 MOST_GROUPS: Final = 1000
 """Groups of one tenant."""

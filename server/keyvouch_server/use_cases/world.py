@@ -253,3 +253,10 @@ def registration_expired() -> RefusedError:
         "The registration took too long.",
         fix="Begin it again; the access pass or session must still be valid.",
     )
+
+
+def limit_reached(what: str, limit: int) -> RefusedError:
+    """For one more of something of which there may be so many."""
+    return RefusedError(
+        Reason.LIMIT_REACHED, what, fix="Remove one that is not used any more.", metadata={"limit": str(limit)}
+    )
