@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from keyvouch.errors import KeyvouchError, NotFoundError, Reason, RefusedError
+from keyvouch.errors import NotFoundError, Reason, RefusedError
 from keyvouch.ids import USER, TenantId, UserId
 from keyvouch_server.domain.authorisation import Action, authorise, is_further
 from keyvouch_server.domain.model import (
@@ -40,7 +40,7 @@ from keyvouch_server.use_cases.directory_views import (
 )
 from keyvouch_server.use_cases.login_names import insert_name, name_taken, rename
 from keyvouch_server.use_cases.sessions import Sessions
-from keyvouch_server.use_cases.world import Caller, World, limit_reached, settled, unknown_user
+from keyvouch_server.use_cases.world import Caller, World, limit_reached, unknown_user
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class Directory:
         if len(aliases) > MOST_ALIASES:
             raise invalid_field("aliases", f"at most {MOST_ALIASES} names")
 
-        async def work(tx: Transaction) -> UserView | KeyvouchError:
+        async def work(tx: Transaction) -> UserView:
             await self._world.must_stand(tx, caller)
             user = await self.create_in(
                 tx,
@@ -126,7 +126,7 @@ class Directory:
                 await self._audit(tx, "user.add_alias", caller.user.id, user, alias=shown)
             return (await views_of(tx, [user]))[0]
 
-        return settled(await self._world.store.write(work))
+        return await self._world.store.write(work)
 
     async def create_in(
         self,

@@ -13,6 +13,7 @@ from keyvouch.proofs import load_proof_key, verify_proof
 from keyvouch.statement import Purpose, redeem_statement
 from keyvouch_server.domain.evaluation import (
     DueCampaign,
+    Subject,
     Wanted,
     decide_campaigns,
     decide_method,
@@ -138,7 +139,7 @@ class Redemptions:
         try:
             if row.state is SignInState.APPROVED:
                 row = replace(row, assurance=self._world.vouched(await approved_assurance(tx, row)))
-                await self._decide_again(tx, row, policy, user)
+                await self._decide_again(tx, row, policy, subject, due)
                 await self._decide_meanwhile(tx, row, policy, user)
         except KeyvouchError as refusal:
             await self._audit_consumption(tx, row, refusal.reason.value, **precise(refusal))
@@ -163,17 +164,19 @@ class Redemptions:
         """P19: by every policy that held since the beginning, also when it was approved: the strictest wins."""
         for held in await held_meanwhile(tx, row, present):
             try:
-                await self._decide_again(tx, row, held, user)
+                subject = await subject_for(tx, self._world, held, user)
+                due = await campaigns_due(tx, self._world, held, subject)
+                await self._decide_again(tx, row, held, subject, due)
             except KeyvouchError as refusal:
                 raise no_longer_enough(held, refusal) from None
 
-    async def _decide_again(self, tx: Snapshot, row: SignIn, policy: Policy, user: User) -> None:
+    async def _decide_again(
+        self, tx: Snapshot, row: SignIn, policy: Policy, subject: Subject, due: tuple[DueCampaign, ...]
+    ) -> None:
         """All rules once more, on what was proved. What was demanded at the beginning is demanded still: of two
         policies the stricter wins (P19). Raises the first refusal.
         """
         verdicts = Verdicts()
-        subject = await subject_for(tx, self._world, policy, user)
-        due = await campaigns_due(tx, self._world, policy, subject)
         wanted = Wanted(row.app_id, row.audience, row.required_assurance, row.phishing_resistant)
         decide_method(policy, method_of(row.way), subject, verdicts)
         demand = demand_of(policy, row.way, wanted, verdicts)
