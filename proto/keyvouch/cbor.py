@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import TypeAlias
 
 from keyvouch.errors import MalformedError, Reason, UsageError
@@ -244,7 +245,8 @@ def _head(major: int, argument: int, out: bytearray) -> None:
     if argument < 24:
         out.append(major << 5 | argument)
     elif argument < 1 << 8:
-        out += struct.pack(">BB", major << 5 | 24, argument)
+        out.append(major << 5 | 24)
+        out.append(argument)
     elif argument < 1 << 16:
         out += struct.pack(">BH", major << 5 | 25, argument)
     elif argument < 1 << 32:
@@ -263,7 +265,11 @@ def _write_int(value: int, out: bytearray) -> None:
 
 
 def _write_bytes(value: bytes, out: bytearray) -> None:
-    _head(_BYTES, len(value), out)
+    length = len(value)
+    if length < 24:  # as most are: without a further call
+        out.append(_BYTES << 5 | length)
+    else:
+        _head(_BYTES, length, out)
     out += value
 
 
@@ -272,7 +278,11 @@ def _write_text(value: str, out: bytearray) -> None:
         encoded = value.encode()
     except UnicodeEncodeError:
         raise UsageError("Text with lone surrogates cannot be encoded as canonical CBOR.") from None
-    _head(_TEXT, len(encoded), out)
+    length = len(encoded)
+    if length < 24:
+        out.append(_TEXT << 5 | length)
+    else:
+        _head(_TEXT, length, out)
     out += encoded
 
 
@@ -284,17 +294,24 @@ def _write_sequence(value: Sequence[object], out: bytearray) -> None:
 
 def _write_mapping(value: Mapping[object, object], out: bytearray) -> None:
     _head(_MAP, len(value), out)
-    entries = [(encode(key), item) for key, item in value.items()]
+    entries = [(_key(key), item) for key, item in value.items()]
     entries.sort(key=_first)
     for key, item in entries:
-        if key[0] >= _FIRST_NOT_A_KEY:
-            raise UsageError("Map keys must be integers, byte strings or text strings.")
         out += key
         _write(item, out)
 
 
-def _first(entry: tuple[bytes, object]) -> bytes:
-    return entry[0]
+def _key(key: object) -> bytes:
+    if type(key) is int and 0 <= key < 24:  # the keys of all our own structures
+        return _SMALL_KEYS[key]
+    encoded = encode(key)
+    if encoded[0] >= _FIRST_NOT_A_KEY:
+        raise UsageError("Map keys must be integers, byte strings or text strings.")
+    return encoded
+
+
+_SMALL_KEYS = tuple(bytes([key]) for key in range(24))
+_first = itemgetter(0)
 
 
 def _write_bool(value: bool, out: bytearray) -> None:

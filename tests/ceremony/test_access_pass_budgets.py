@@ -11,6 +11,7 @@ import pytest
 
 from keyvouch.errors import KeyvouchError, Reason, ThrottledError
 from keyvouch_server.domain.oversight_model import RiskKind, Throttle
+from keyvouch_server.ports import Transaction
 from keyvouch_server.stores.memory import MemoryStore
 from keyvouch_server.stores.sqlite import SqliteStore
 from keyvouch_server.use_cases.access_pass_sign_in import (
@@ -201,10 +202,13 @@ async def test_addresses_of_this_machine_have_no_budget_for_a_proxy_may_hide_eve
 
 
 async def test_a_budget_is_its_burst_and_then_its_rate(desk: PassDesk):
-    budgets, budget = Budgets(desk.app.world), Budget("x", 3, 30)
+    budgets, charge = Budgets(desk.app.world), Charge(Budget("x", 3, 30), "y")
+
+    async def work(tx: Transaction) -> int:
+        return await budgets.take(tx, charge, await budgets.read(tx, [charge]), desk.tenant_id)
 
     async def take() -> int:
-        return await desk.store.write(lambda tx: budgets.take(tx, budget, "y", desk.tenant_id))
+        return await desk.store.write(work)
 
     assert [await take() for _ in range(5)] == [0, 0, 0, 2, 2]
     for _ in range(10):

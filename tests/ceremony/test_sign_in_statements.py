@@ -73,4 +73,29 @@ async def test_a_whole_sign_in_takes_few_statements(counted: tuple[LiveServer, C
     await live.signed_in(ada)
     store.statements.clear()
     await live.signed_in(ada)
-    assert len(store.statements) <= 37, store.statements
+    assert len(store.statements) <= 31, store.statements
+
+
+async def test_what_most_approvals_need_not_look_up_is_looked_up_where_it_is_needed(
+    counted: tuple[LiveServer, CountedStore],
+) -> None:
+    """Who else was asked, and whether wrong numbers are to be forgotten: the row of the sign-in says if to ask."""
+    live, store = counted
+    ada = await live.person("ada")
+    beside = [("find", "Prompt"), ("update", "User")]
+
+    async def approving() -> list[tuple[str, str]]:
+        store.statements.clear()
+        await live.approved(ada)
+        return [one for one in beside if one in store.statements]
+
+    assert await approving() == []
+    opened = await live.begin("ada")
+    await ada.stream.send(ada.device.approve(await ada.stream.prompt(), opened.wrong_number))
+    assert await approving() == [("update", "User")]
+    assert (await user_of(live, "ada")).number_misses == 0
+    other = await live.connect("ada", await live.enrol("ada", await live.issue_pass_again("ada")))
+    assert await approving() == [("find", "Prompt")]
+    prompt = await other.stream.prompt()
+    assert (await other.stream.withdrawn()).prompt_id == prompt.prompt_id
+    assert await approving() == [("find", "Prompt")]

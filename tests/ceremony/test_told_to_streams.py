@@ -7,14 +7,18 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from keyvouch.errors import Reason
 from keyvouch.ids import SignInId
+from keyvouch.proofs import spki_of
 from keyvouch.statement import Decision
+from keyvouch.v1 import sign_in_pb2
 from keyvouch_server.domain.model import Device, DeviceFate, SignIn, SignInState
 from keyvouch_server.rpc.prompts import answer_of
+from keyvouch_server.rpc.sign_in_stream import request_of
 from keyvouch_server.use_cases.registration_completion import Departing, RegistrationAnswer
-from support.live_server import LiveServer, Person, refused
+from support.live_server import TENANT, LiveServer, Person, refused
 from support.registering import begin
 
 
@@ -101,3 +105,46 @@ async def test_ps21_a_decision_is_told_to_the_client_although_the_device_is_gone
     await left_alone(live.app.decisions.answer(device, answer_of(answer)), is_decided)
     async with asyncio.timeout(5):
         assert (await told.get()).state is (SignInState.APPROVED if approve else SignInState.DENIED)
+
+
+async def test_ki4_a_superseded_request_hears_of_it_and_a_device_of_the_new_one_although_nobody_waits(live: LiveServer):
+    ada = await live.person("ada")
+    opened = await live.begin("ada")
+    first = await ada.stream.prompt()
+    sign_in_id = SignInId(opened.begun.sign_in_id)
+    told: asyncio.Queue[SignIn | None] = asyncio.Queue()
+    live.app.relay.watch(sign_in_id, told.put_nowait)
+
+    async def is_superseded() -> bool:
+        row = await live.app.store.read(lambda tx: tx.get(SignIn, id=sign_in_id))
+        return row is not None and row.state is SignInState.SUPERSEDED
+
+    context = sign_in_pb2.SignInContext(
+        tenant=TENANT, username="ada", app_id="shop", app_name="Shop", audience="keyvouch"
+    )
+    key = spki_of(ec.generate_private_key(ec.SECP256R1()).public_key())
+    await left_alone(live.app.sign_ins.begin(request_of(context, key, "ipv4:127.0.0.1:1")), is_superseded)
+    async with asyncio.timeout(5):
+        heard = await told.get()
+        assert heard is not None
+        assert heard.state is SignInState.SUPERSEDED
+        assert (await ada.stream.read()).withdrawn.prompt_id == first.prompt_id
+        assert (await ada.stream.read()).prompt.prompt_id not in ("", first.prompt_id)
+
+
+async def test_ps21_a_consumption_is_told_although_nobody_waits_for_the_reply(live: LiveServer):
+    ada = await live.person("ada")
+    opened = await live.approved(ada)
+    sign_in_id = SignInId(opened.begun.sign_in_id)
+    told: asyncio.Queue[SignIn | None] = asyncio.Queue()
+    live.app.relay.watch(sign_in_id, told.put_nowait)
+
+    async def is_consumed() -> bool:
+        row = await live.app.store.read(lambda tx: tx.get(SignIn, id=sign_in_id))
+        return row is not None and row.state is SignInState.CONSUMED
+
+    await left_alone(live.app.redemptions.consume(sign_in_id), is_consumed)
+    async with asyncio.timeout(5):
+        heard = await told.get()
+        assert heard is not None
+        assert heard.state is SignInState.CONSUMED

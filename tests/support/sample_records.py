@@ -132,6 +132,7 @@ CREDENTIAL = model.Credential(
     created_at=110,
     card_authority="Example Badges",
     card_certificates=b"\x81\x42\x30\x00",
+    last_used_at=130,
 )
 SESSION = model.Session(
     id=SessionId("ses_a"),
@@ -166,7 +167,7 @@ SIGN_IN = model.SignIn(
     proof_key=b"p" * 91,
     proof_thumbprint=b"j" * 32,
     app_id="app",
-    app_name="Payroll \N{SNOWMAN} 'quoted' \x00 end",
+    app_name="Payroll \N{SNOWMAN} 'quoted' \x01 ? end",
     audience="https://payroll.example",
     address="192.0.2.1",
     binding_message="",
@@ -184,6 +185,8 @@ SIGN_IN = model.SignIn(
     choices="17 42 99",
     rules='[{"rule": "tenant_policy.approval.enabled", "outcome": "allowed"}]',
     evidence=b"\xa1\x01\x41\x00",
+    offers=1,
+    after_misses=False,
 )
 PROMPT = model.Prompt(PromptId("prm_a"), SIGN_IN.id, DEVICE.id, CREDENTIAL.id, b"\xa0offer", 121, 180)
 RISK_EVENT = oversight_model.RiskEvent(

@@ -14,13 +14,15 @@ from keyvouch_server.domain.oversight_model import AuditCheckpoint, AuditRecord
 
 __all__ = ["chain_record", "checkpoint_due", "details_text", "next_record", "own_checkpoint"]
 
+_write_details = json.JSONEncoder(sort_keys=True).encode  # made once: each act writes some
+
 CHECKPOINT_SECONDS = 60
 """At most so often the server signs a checkpoint of a tenant, of its own accord."""
 
 
 def details_text(details: Mapping[str, str]) -> str:
     """Details as they are kept, and hashed: JSON with sorted names."""
-    return json.dumps(details, sort_keys=True) if details else "{}"
+    return _write_details(details) if details else "{}"
 
 
 def next_record(

@@ -276,7 +276,6 @@ class Device:
     channel_key: bytes
     certificate: bytes
     registered_at: int
-    last_used_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +318,7 @@ class Credential:
     """A WebAuthn credential of a device. `public_key` is the COSE key as received; `assurance` the text form
     of what its registration proved; the attestation object and client data are kept so that it can be judged again.
     `card_certificates` are the certificates of an organisation for this key, as they came (a CBOR array of DER), empty
-    without any, and `card_authority` is the one that they led to.
+    without any, and `card_authority` is the one that they led to. `last_used_at` is when its device decided something.
     """
 
     id: CredentialId
@@ -337,6 +336,7 @@ class Credential:
     created_at: int
     card_authority: str = ""
     card_certificates: bytes = b""
+    last_used_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,7 +349,8 @@ class SignIn:
     proved nothing. `phishing_resistant`: matching a number is not enough. `known_client`: begun by a client at which
     the user has signed in before. `choices` are the three numbers of the legacy choice, with spaces between them.
     `rules` is what each rule said when it was begun, and what refused it later (JSON, `domain.verdicts`). `evidence` is
-    what approved it: `domain.receipts` reads it.
+    what approved it: `domain.receipts` reads it. `offers` is to how many keys it was offered, 0 where that was not
+    counted. `after_misses`: wrong numbers may have stood on the account when it was begun.
     """
 
     id: SignInId
@@ -382,6 +383,8 @@ class SignIn:
     choices: str = ""
     rules: str = ""
     evidence: bytes = b""
+    offers: int = 0
+    after_misses: bool = True
 
     @property
     def way(self) -> SignInWay:

@@ -78,9 +78,15 @@ def _is_invisible(character: str) -> bool:
 
 def check_text(text: str, field: str, *, longest: int, required: bool = True) -> str:
     """Return a text to be shown to people, or raise. Control and bidirectional characters are refused."""
-    if (required and not text) or len(text) > longest or any(unicodedata.category(c)[0] == "C" for c in text):
+    if (required and not text) or len(text) > longest or _has_controls(text):
         raise invalid_field(field, f"{'1' if required else '0'} to {longest} characters without control characters")
     return text
+
+
+def _has_controls(text: str) -> bool:
+    if text.isascii():  # there, what is not printable is a control character
+        return not text.isprintable()
+    return any(unicodedata.category(c)[0] == "C" for c in text)
 
 
 def invalid_field(field: str, expected: str) -> MalformedError:

@@ -163,7 +163,7 @@ def device(view: DeviceView, *, connected: bool) -> pb.Device:
         assurance=assurance(view.credential.assurance),
         credential_id=view.credential.id,
         registered_at=view.device.registered_at,
-        last_used_at=view.device.last_used_at,
+        last_used_at=view.credential.last_used_at,
         connected=connected,
         tpm=tpm(view.tpm) if view.tpm else None,
         card=card(view.card) if view.card else None,

@@ -11,9 +11,10 @@ the budgets are, which is for the ceremonies to say.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import lru_cache
+from typing import Final, TypeAlias
 
 from keyvouch.errors import Reason, ThrottledError
 from keyvouch.ids import TenantId
@@ -68,6 +69,10 @@ class UsedUp:
     seconds: int
 
 
+Counted: TypeAlias = Mapping[str, Throttle]
+"""Rows of budgets by their keys, as one transaction has read them; nothing is counted yet where there is none."""
+
+
 class Budgets:
     """Taking from budgets and giving back."""
 
@@ -75,12 +80,17 @@ class Budgets:
         self._world = world
         self._forget_at = 0
 
-    async def take(self, tx: Transaction, budget: Budget, of: str, tenant: TenantId) -> int:
+    async def read(self, tx: Snapshot, charges: Sequence[Charge]) -> Counted:
+        """What is counted in all these budgets, in one statement. For `take` in the same transaction."""
+        found = await tx.find(Throttle, {"key": OneOf(tuple(one.key for one in charges))})
+        return {row.key: row for row in found}
+
+    async def take(self, tx: Transaction, charge: Charge, counted: Counted, tenant: TenantId) -> int:
         """Count one act. Returns 0 if it may be done, else the seconds until it may; then nothing was counted."""
-        now, key = self._world.clock.now() * 1000, budget.key(of)
-        row = await tx.get(Throttle, key=key)
-        arrival = _next(row, budget, now)
-        wait = _wait(arrival, budget, now)
+        now, key = self._world.clock.now() * 1000, charge.key
+        row = counted.get(key)
+        arrival = _next(row, charge.budget, now)
+        wait = _wait(arrival, charge.budget, now)
         if wait:
             return wait
         if row is None:
@@ -95,13 +105,14 @@ class Budgets:
         What is asked of the store is the same whoever is charged, also where nothing was counted for them before.
         """
         now = self._world.clock.now() * 1000
-        arrivals = [_next(await tx.get(Throttle, key=one.key), one.budget, now) for one in charges]
+        counted = await self.read(tx, charges)
+        arrivals = [_next(counted.get(one.key), one.budget, now) for one in charges]
         waits = [_wait(arrival, one.budget, now) for arrival, one in zip(arrivals, charges, strict=True)]
         longest = max(waits)
         if longest:
             return UsedUp(charges[waits.index(longest)], longest)
+        await tx.delete(Throttle, {"key": OneOf(tuple(one.key for one in charges))})
         for arrival, charge in zip(arrivals, charges, strict=True):
-            await tx.delete(Throttle, {"key": charge.key})
             await tx.insert(Throttle(charge.key, tenant, arrival))
         return None
 
@@ -151,11 +162,12 @@ def _wait(arrival: int, budget: Budget, now: int) -> int:
     return max(0, -(-(arrival - now - budget.burst * budget.interval) // 1000))
 
 
+@lru_cache(maxsize=4096)
 def source_of(address: str) -> str:
     """Whose budget an address draws from: itself, or the /64 it is in for IPv6, of which one host has all.
 
     Empty for addresses that are nobody's: those of this machine, behind which a proxy may hide everybody, and what is
-    no address.
+    no address. Every sign-in asks several times, so answers are kept.
     """
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])

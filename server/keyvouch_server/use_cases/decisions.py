@@ -62,34 +62,32 @@ class Decisions:
         self._initiators = Initiators(world)
         self._risks = Risks(world)
 
-    async def open_prompts(self, device: DeviceId) -> list[tuple[Prompt, NumberAsked]]:
-        """PS21: every prompt that still waits for this device, with what the person has to give.
+    async def open_prompts(self, *devices: DeviceId) -> list[tuple[Prompt, NumberAsked]]:
+        """PS21: every prompt that still waits for one of these devices, with what the person has to give.
 
         KI1: not those that policy does not allow any more; whoever approved them would do it for nothing.
         """
-        now = self._world.clock.now()
-        prompts = await self._world.store.read(
-            lambda tx: tx.find(Prompt, {"device_id": device, "expires_at": Above(now)}, order="created_at")
-        )
-        rows = [await self._sign_in_of(p) for p in prompts]
-        waiting = [(p, s) for p, s in zip(prompts, rows, strict=True) if s and s.state is SignInState.PENDING]
-        return [(p, asked_of(s)) for p, s in waiting if s.way is SignInWay.PROMPT and await self._is_allowed(s)]
+        return await self._world.store.read(lambda tx: self._open_prompts(tx, devices))
 
-    async def _is_allowed(self, sign_in: SignIn) -> bool:
-        async def work(tx: Snapshot) -> bool:
-            policy, user = await self._world.policy_of(tx, sign_in.tenant_id), await tx.get(User, id=sign_in.user_id)
-            if user is None or policy.version == sign_in.policy_version:
-                return user is not None
-            try:
-                decide_method(policy, SignInMethod.APPROVAL, await self._world.subject_of(tx, user), Verdicts())
-            except RefusedError:
-                return False
-            return True
+    async def _open_prompts(self, tx: Snapshot, devices: tuple[DeviceId, ...]) -> list[tuple[Prompt, NumberAsked]]:
+        still_open = {"device_id": OneOf(devices), "expires_at": Above(self._world.clock.now())}
+        prompts = await tx.find(Prompt, still_open, order="created_at")
+        if not prompts:
+            return []
+        wanted = {"id": OneOf(tuple({p.sign_in_id for p in prompts})), "state": SignInState.PENDING}
+        rows = [row for row in await tx.find(SignIn, wanted) if row.way is SignInWay.PROMPT]
+        asked = {row.id: asked_of(row) for row in rows if await self._is_allowed(tx, row)}
+        return [(p, asked[p.sign_in_id]) for p in prompts if p.sign_in_id in asked]
 
-        return await self._world.store.read(work)
-
-    async def _sign_in_of(self, prompt: Prompt) -> SignIn | None:
-        return await self._world.store.read(lambda tx: tx.get(SignIn, id=prompt.sign_in_id))
+    async def _is_allowed(self, tx: Snapshot, sign_in: SignIn) -> bool:
+        policy, user = await self._world.policy_of(tx, sign_in.tenant_id), await tx.get(User, id=sign_in.user_id)
+        if user is None or policy.version == sign_in.policy_version:
+            return user is not None
+        try:
+            decide_method(policy, SignInMethod.APPROVAL, await self._world.subject_of(tx, user), Verdicts())
+        except RefusedError:
+            return False
+        return True
 
     async def answer(self, device: Device, answer: Answer, *, way: SignInWay = SignInWay.PROMPT) -> Answered:
         """Take a device's signed decision, all of it in one transaction.
@@ -177,13 +175,11 @@ class Decisions:
         )
         if not decided:
             return None
-        if verified is not None:
-            await self._count_use(tx, offered, verified)
+        await self._count_use(tx, offered, verified)
         if event is Event.APPROVE:
             await self._initiators.approved(tx, sign_in)
         if event is Event.REPORT:
             await self._initiators.reported(tx, sign_in)
-        await tx.update(Device, {"id": offered.device.id}, {"last_used_at": now})
         await self._count_number(tx, sign_in, event)
         await self._world.audit(
             tx,
@@ -194,21 +190,34 @@ class Decisions:
             user_id=sign_in.user_id,
             outcome=Reason.NUMBER_MISMATCH.value if event is Event.MISMATCH else "ok",
         )
-        return decided[0], await withdrawn(tx, sign_in)
+        return decided[0], await self._offered_beside(tx, offered)
 
-    async def _count_use(self, tx: Transaction, offered: Offered, verified: VerifiedAssertion) -> None:
-        """The sign counter moves by compare-and-set: of two assertions that saw one counter, one counts (W5)."""
-        where = {"id": offered.credential.id, "sign_count": offered.credential.sign_count}
-        if not await tx.update(Credential, where, {"sign_count": verified.sign_count}):
+    async def _offered_beside(self, tx: Transaction, offered: Offered) -> list[Prompt]:
+        """All prompts of a sign-in that one of them has decided. Where it is the only one, nobody has to look."""
+        only = offered.sign_in.offers == 1 and not offered.sign_in.security_key
+        return [offered.prompt] if only else await withdrawn(tx, offered.sign_in)
+
+    async def _count_use(self, tx: Transaction, offered: Offered, verified: VerifiedAssertion | None) -> None:
+        """The sign counter moves by compare-and-set: of two assertions that saw one counter, one counts (W5). Where the
+        channel key has signed, nothing moves.
+        """
+        where: dict[str, object] = {"id": offered.credential.id}
+        changes: dict[str, object] = {"last_used_at": self._world.clock.now()}
+        if verified is not None:
+            where["sign_count"], changes["sign_count"] = offered.credential.sign_count, verified.sign_count
+        if not await tx.update(Credential, where, changes) and verified is not None:
             raise CounterMovedError(offered)
 
     async def _count_number(self, tx: Transaction, sign_in: SignIn, event: Event) -> None:
         """A wrong number counts on the account, across requests; a right one clears the count. Where nobody types it,
         with a security key or on the device itself, it is no guess, and neither counts nor clears any (P4, P18).
+
+        What was not on the account when the request was begun is not there now: no other that is matched by a number
+        has been open since (KI4).
         """
         if sign_in.way is not SignInWay.PROMPT:
             return
-        if event is Event.APPROVE:
+        if event is Event.APPROVE and sign_in.after_misses:
             await tx.update(User, {"id": sign_in.user_id, "number_misses": Above(0)}, {"number_misses": 0})
         if event is not Event.MISMATCH:
             return

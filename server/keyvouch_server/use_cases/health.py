@@ -6,7 +6,7 @@ Losing a report loses nothing: the next connection asks again. What a report mea
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -250,10 +250,13 @@ async def check_health(tx: Snapshot, device_id: str, policy: Policy, *, now: int
         decide_health(await tx.get(DeviceTpm, device_id=device_id), policy.health, now=now)
 
 
-async def approved_assurance(tx: Snapshot, sign_in: SignIn) -> str:
-    """What an approval is worth now: what its key proved then, or less where the device has failed since."""
-    tpm = await tx.get(DeviceTpm, device_id=sign_in.device_id)
-    return NO_HARDWARE if tpm is not None and tpm.health is Health.FAILED else sign_in.assurance
+def approved_assurance(sign_in: SignIn, keys: Iterable[Credential]) -> str:
+    """What an approval is worth now: what its key proved then, or less where the device has failed since.
+
+    `keys` are those of the device as they are now: a report that fails takes the standing of the key in its own
+    transaction, so that there is no need to look at the TPM.
+    """
+    return NO_HARDWARE if any(key.assurance == NO_HARDWARE for key in keys) else sign_in.assurance
 
 
 def _verdict(tpm: DeviceTpm) -> HealthVerdict:

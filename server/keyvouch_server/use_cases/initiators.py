@@ -39,6 +39,9 @@ BLOCK_SECONDS: Final = 3600
 REFILL: Final = 1
 """Requests a minute, once a user's budget is used up."""
 
+_WITH_KEY, _STRANGER_AT_ADDRESS, _KNOWN_AT_ADDRESS = "key", "address", "known-client-address"
+"""What is blocked: whoever has a proof key, strangers at an address, known clients there."""
+
 TOO_MANY: Final = "too many sign-ins were begun and not approved"
 """Also what strangers are told who are shut out."""
 
@@ -68,35 +71,33 @@ class Initiators:
         self, tx: Transaction, attempt: Attempt, policy: Policy, verdicts: Verdicts
     ) -> ThrottledError | None:
         """Count a request. Returns the refusal, with reason INITIATOR_BLOCKED where a report is why."""
-        if attempt.way is not SignInWay.SAME_DEVICE:
-            wait = await self._take_of_initiator(tx, attempt)
+        of_user = _charge_of_user(attempt, policy)
+        of_initiator = _charge_of_initiator(attempt)
+        counted = await self._budgets.read(tx, [of_user, *of_initiator])
+        for charge in of_initiator:
+            wait = await self._budgets.take(tx, charge, counted, attempt.tenant_id)
             if wait:
                 return _refused(verdicts, "throttle.initiator", throttled(TOO_MANY, wait))
+        if attempt.way is not SignInWay.SAME_DEVICE:
             blocked = await self._blocked(tx, attempt)
             if blocked:
                 return _refused(verdicts, "block", _blocked_for(blocked))
-        most = policy.approval.begins_per_minute
-        budget = begin_budget(most, attempt.way, known_client=attempt.known_client)
-        wait = await self._budgets.take(tx, budget, attempt.user_id, attempt.tenant_id)
+        wait = await self._budgets.take(tx, of_user, counted, attempt.tenant_id)
         if wait:
             await self._note_bombing(tx, attempt)
             return _refused(verdicts, "throttle.user", throttled(TOO_MANY, wait))
         verdicts.allow("throttle", "known client" if attempt.known_client else "")
         return None
 
-    async def _take_of_initiator(self, tx: Transaction, attempt: Attempt) -> int:
-        """Strangers alone: a known client has the budget of one user, and is not to wait for who shares its address."""
-        if attempt.known_client:
-            return 0
-        of = initiator_of(attempt.address, attempt.proof_thumbprint)
-        return await self._budgets.take(tx, INITIATOR, of, attempt.tenant_id)
-
     async def _blocked(self, tx: Transaction, attempt: Attempt) -> int:
         """For how many seconds this initiator has to stay away from the user; 0 if it need not."""
         now = self._world.clock.now()
         blocks = await tx.find(Block, {"user_id": attempt.user_id, "until": Above(now)})
-        keys = self._keys(attempt.user_id, attempt.address, attempt.proof_thumbprint)
-        own = {keys.proof_key, keys.known_client if attempt.known_client else keys.stranger}
+        at_address = _KNOWN_AT_ADDRESS if attempt.known_client else _STRANGER_AT_ADDRESS
+        own = {
+            self._row(attempt.user_id, _WITH_KEY, attempt.proof_thumbprint.hex()),
+            self._row(attempt.user_id, at_address, source_of(attempt.address)),
+        }
         return max((one.until - now for one in blocks if one.key in own), default=0)
 
     async def _note_bombing(self, tx: Transaction, attempt: Attempt) -> None:
@@ -141,32 +142,19 @@ class Initiators:
         if sign_in.way is SignInWay.SAME_DEVICE:
             return
         until = self._world.clock.now() + BLOCK_SECONDS
-        keys = self._keys(sign_in.user_id, sign_in.address, sign_in.proof_thumbprint)
-        shut = (keys.proof_key, keys.stranger, keys.known_client if sign_in.known_client else "")
+        source = source_of(sign_in.address)
+        shut = [
+            self._row(sign_in.user_id, _WITH_KEY, sign_in.proof_thumbprint.hex()),
+            self._row(sign_in.user_id, _STRANGER_AT_ADDRESS, source),
+            self._row(sign_in.user_id, _KNOWN_AT_ADDRESS, source) if sign_in.known_client else "",
+        ]
         for key in filter(None, shut):
             if not await tx.update(Block, {"key": key}, {"until": until}):
                 await tx.insert(Block(key, sign_in.tenant_id, sign_in.user_id, until))
 
-    def _keys(self, user: UserId, address: str, proof_thumbprint: bytes) -> _Keys:
-        source = source_of(address)
-
-        def named(what: str, value: str) -> str:
-            return self._world.keys.mac("block", f"{user}/{what}/{value}".encode()).hex() if value else ""
-
-        return _Keys(
-            named("key", proof_thumbprint.hex()), named("address", source), named("known-client-address", source)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Keys:
-    """The rows of an initiator for a user: of its proof key, and of its address, for strangers and for known clients.
-    Those of an address are empty where it says nothing.
-    """
-
-    proof_key: str
-    stranger: str
-    known_client: str
+    def _row(self, user: UserId, what: str, value: str) -> str:
+        """The row by which an initiator is blocked for a user; empty where there is none, as of no address."""
+        return self._world.keys.mac("block", f"{user}/{what}/{value}".encode()).hex() if value else ""
 
 
 def begin_budget(most: int, way: SignInWay, *, known_client: bool) -> Budget:
@@ -175,6 +163,18 @@ def begin_budget(most: int, way: SignInWay, *, known_client: bool) -> Budget:
         return Budget("begin-device", most, REFILL)
     name = "begin-key" if way is SignInWay.SECURITY_KEY else "begin"
     return Budget(f"{name}-known" if known_client else name, most, REFILL)
+
+
+def _charge_of_user(attempt: Attempt, policy: Policy) -> Charge:
+    most = policy.approval.begins_per_minute
+    return Charge(begin_budget(most, attempt.way, known_client=attempt.known_client), attempt.user_id)
+
+
+def _charge_of_initiator(attempt: Attempt) -> tuple[Charge, ...]:
+    """Strangers alone: a known client has the budget of one user, and is not to wait for who shares its address."""
+    if attempt.way is SignInWay.SAME_DEVICE or attempt.known_client:
+        return ()
+    return (Charge(INITIATOR, initiator_of(attempt.address, attempt.proof_thumbprint)),)
 
 
 def initiator_of(address: str, proof_thumbprint: bytes) -> str:

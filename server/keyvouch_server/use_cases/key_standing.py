@@ -124,8 +124,8 @@ async def in_standing(
     return fit
 
 
-async def check_device_key(tx: Snapshot, world: World, device_id: str, policy: Policy) -> None:
-    """The same for the key of a device, at the end of a sign-in that it approved."""
-    _, refusal = await standing(tx, world, await tx.find(Credential, {"device_id": device_id}), policy)
+async def check_device_key(tx: Snapshot, world: World, keys: list[Credential], policy: Policy) -> None:
+    """The same for the key of a device, at the end of a sign-in that it approved: every one of `keys` has to stand."""
+    _, refusal = await standing(tx, world, keys, policy)
     if refusal is not None:
         raise refusal

@@ -69,7 +69,7 @@ class Offering:
         self._world = world
         self._decoys = Decoys(world.keys)
 
-    def row(self, begun: Beginning, demand: Demand, rules: str) -> SignIn:
+    def row(self, begun: Beginning, demand: Demand, rules: str, *, offers: int) -> SignIn:
         """A sign-in that waits. Number and nonce come from here; the clock is the server's."""
         now, request, policy = self._world.clock.now(), begun.request, begun.named.policy
         number = draw_number(digits_of(policy), self._world.entropy.token(16))
@@ -97,6 +97,8 @@ class Offering:
             known_client=begun.known_client,
             choices=self._choices(begun, number),
             rules=rules,
+            offers=offers,
+            after_misses=begun.named.user is not None and begun.named.user.number_misses > 0,
         )
 
     def _choices(self, begun: Beginning, number: str) -> str:

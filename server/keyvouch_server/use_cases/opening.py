@@ -92,9 +92,9 @@ class Openings:
         if isinstance(found, KeyvouchError):
             return await self._refuse(tx, begun, found, verdicts)
         superseded = await self._supersede(tx, begun)
-        sign_in = self._offering.row(begun, found.demand, verdicts.document())
+        asked = [(c.device_id, c.id) for c in found.fit if reaches(c.assurance, found.demand.required_assurance)]
+        sign_in = self._offering.row(begun, found.demand, verdicts.document(), offers=len(asked))
         await tx.insert(sign_in)
-        asked = [(c.device_id, c.id) for c in found.fit if reaches(c.assurance, sign_in.required_assurance)]
         prompts = await self._offering.prompts(tx, sign_in, begun, asked)
         why = {} if asked or not keys or found.left_out else await self._why_none(tx, keys, named.policy)
         await self._audit(tx, begun, _outcome(begun, found, asked), subject=sign_in.id, way=begun.way.value, **why)

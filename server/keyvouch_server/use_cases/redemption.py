@@ -20,7 +20,7 @@ from keyvouch_server.domain.evaluation import (
     demand_of,
     method_of,
 )
-from keyvouch_server.domain.model import Role, Session, SignIn, SignInState, SignInWay, User
+from keyvouch_server.domain.model import Credential, Role, Session, SignIn, SignInState, SignInWay, User
 from keyvouch_server.domain.oversight_model import RiskEvent, RiskKind
 from keyvouch_server.domain.policy import Policy, decide_assurance
 from keyvouch_server.domain.sign_in import OPEN, TRANSITIONS, Event, why_not
@@ -100,12 +100,15 @@ class Redemptions:
     async def _issue(
         self, work: Callable[[Transaction], Awaitable[Consumed | KeyvouchError]], certificate: bytes = b""
     ) -> Redeemed:
-        done = settled(await self._world.store.write(work))
-        self._world.announcer.sign_in(done.row, ())
+        done = settled(await self._world.write_and_tell(work, self._tell))
         issued = self._sessions.issue(done.session, done.user, done.policy, certificate=certificate)
         own_device = done.row.way is SignInWay.SAME_DEVICE
         known = "" if own_device else self._known.token(done.user.tenant_id, done.user.id)
         return Redeemed(issued, known, done.due, done.open_risk_events)
+
+    def _tell(self, done: Consumed | KeyvouchError) -> None:
+        if not isinstance(done, KeyvouchError):
+            self._world.announcer.sign_in(done.row, ())
 
     async def _redeem(
         self, tx: Transaction, sign_in_id: SignInId, token: str, proof: bytes
@@ -138,9 +141,10 @@ class Redemptions:
             return await self._told(tx, row, session, user, policy, due)
         try:
             if row.state is SignInState.APPROVED:
-                row = replace(row, assurance=self._world.vouched(await approved_assurance(tx, row)))
-                await self._decide_again(tx, row, policy, subject, due)
-                await self._decide_meanwhile(tx, row, policy, user)
+                keys = await tx.find(Credential, {"device_id": row.device_id})
+                row = self._as_it_counts_now(row, keys)
+                await self._decide_again(tx, row, policy, subject, due, keys)
+                await self._decide_meanwhile(tx, row, policy, user, keys)
         except KeyvouchError as refusal:
             await self._audit_consumption(tx, row, refusal.reason.value, **precise(refusal))
             await tx.update(SignIn, {"id": row.id}, {"rules": _said(row, refusal)})
@@ -160,21 +164,33 @@ class Redemptions:
         await self._audit_consumption(tx, row, "ok", session=session.id)
         return await self._told(tx, consumed[0], session, user, policy, due)
 
-    async def _decide_meanwhile(self, tx: Snapshot, row: SignIn, present: Policy, user: User) -> None:
+    def _as_it_counts_now(self, row: SignIn, keys: list[Credential]) -> SignIn:
+        now = self._world.vouched(approved_assurance(row, keys))
+        return row if now == row.assurance else replace(row, assurance=now)
+
+    async def _decide_meanwhile(
+        self, tx: Snapshot, row: SignIn, present: Policy, user: User, keys: list[Credential]
+    ) -> None:
         """P19: by every policy that held since the beginning, also when it was approved: the strictest wins."""
         for held in await held_meanwhile(tx, row, present):
             try:
                 subject = await subject_for(tx, self._world, held, user)
                 due = await campaigns_due(tx, self._world, held, subject)
-                await self._decide_again(tx, row, held, subject, due)
+                await self._decide_again(tx, row, held, subject, due, keys)
             except KeyvouchError as refusal:
                 raise no_longer_enough(held, refusal) from None
 
     async def _decide_again(
-        self, tx: Snapshot, row: SignIn, policy: Policy, subject: Subject, due: tuple[DueCampaign, ...]
+        self,
+        tx: Snapshot,
+        row: SignIn,
+        policy: Policy,
+        subject: Subject,
+        due: tuple[DueCampaign, ...],
+        keys: list[Credential],
     ) -> None:
         """All rules once more, on what was proved. What was demanded at the beginning is demanded still: of two
-        policies the stricter wins (P19). Raises the first refusal.
+        policies the stricter wins (P19). `keys` are those of the device now. Raises the first refusal.
         """
         verdicts = Verdicts()
         wanted = Wanted(row.app_id, row.audience, row.required_assurance, row.phishing_resistant)
@@ -182,7 +198,7 @@ class Redemptions:
         demand = demand_of(policy, row.way, wanted, verdicts)
         decide_lifetime(policy, row, now=self._world.clock.now())
         decide_number(policy, subject.role, row)
-        await check_device_key(tx, self._world, row.device_id, policy)
+        await check_device_key(tx, self._world, keys, policy)
         decide_campaigns(due, wanted, verdicts)
         decide_assurance(row.assurance, demand.required_assurance)
 
@@ -247,6 +263,8 @@ async def _has_been_at(tx: Snapshot, row: SignIn) -> bool:
 
 def _said(row: SignIn, refusal: KeyvouchError | None = None) -> str:
     """What the rules said of a sign-in, with why it was refused at its redemption; of several times the last counts."""
+    if refusal is None and AT_REDEMPTION not in row.rules:
+        return row.rules  # as it nearly always is: nothing was refused
     before = Verdicts.load(row.rules)
     said = before.without(AT_REDEMPTION)
     if refusal is not None:

@@ -59,10 +59,16 @@ class SameDeviceSignIns:
         """
         check_app(request)
         token = self._world.secret("kvs")
-        work = settled(await self._world.store.write(lambda tx: self._begin(tx, device, request, certificate, token)))
-        for old, old_prompts in work.superseded:
+        opened = settled(
+            await self._world.write_and_tell(
+                lambda tx: self._begin(tx, device, request, certificate, token), self._tell_superseded
+            )
+        )
+        return BegunOnDevice(opened.sign_in, opened.prompts[0], token)
+
+    def _tell_superseded(self, opened: Opened | KeyvouchError) -> None:
+        for old, old_prompts in () if isinstance(opened, KeyvouchError) else opened.superseded:
             self._world.announcer.sign_in(old, old_prompts)
-        return BegunOnDevice(work.sign_in, work.prompts[0], token)
 
     async def _begin(
         self, tx: Transaction, device: Device, request: SignInRequest, certificate: bytes, token: str

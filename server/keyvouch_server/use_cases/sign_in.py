@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+from keyvouch.errors import KeyvouchError
 from keyvouch.proofs import load_proof_key, thumbprint
 from keyvouch_server.domain.model import NO_SESSION, Prompt, SignIn, SignInMethod, SignInState, SignInWay
 from keyvouch_server.domain.oversight_model import Block
@@ -15,7 +16,7 @@ from keyvouch_server.domain.sign_in import OPEN, TRANSITIONS, Event
 from keyvouch_server.ports import AtMost, OneOf, Transaction
 from keyvouch_server.use_cases.decisions import asked_of
 from keyvouch_server.use_cases.offering import SignInRequest
-from keyvouch_server.use_cases.opening import Openings, audit_end, check_request, withdrawn
+from keyvouch_server.use_cases.opening import Opened, Openings, audit_end, check_request, withdrawn
 from keyvouch_server.use_cases.world import ANONYMOUS, SERVER, World, settled, sha256, unknown_sign_in
 
 RETENTION_SECONDS: Final = 7 * 86400
@@ -56,12 +57,18 @@ class SignIns:
         print_ = self._thumbprint(request.proof_key)
         token = self._world.secret("kvs")
         work = self._openings.for_name
-        opened = settled(await self._world.store.write(lambda tx: work(tx, request, print_, token, way)))
+        opened = settled(
+            await self._world.write_and_tell(lambda tx: work(tx, request, print_, token, way), self._tell_of_opened)
+        )
+        return BegunSignIn(opened.sign_in, opened.methods, tuple(opened.prompts), token)
+
+    def _tell_of_opened(self, opened: Opened | KeyvouchError) -> None:
+        if isinstance(opened, KeyvouchError):
+            return
         for old, old_prompts in opened.superseded:
             self._world.announcer.sign_in(old, old_prompts)
-        for prompt in opened.prompts if way is SignInWay.PROMPT else ():
+        for prompt in opened.prompts if opened.sign_in.way is SignInWay.PROMPT else ():
             self._world.announcer.prompt(prompt, asked_of(opened.sign_in))
-        return BegunSignIn(opened.sign_in, opened.methods, tuple(opened.prompts), token)
 
     def _thumbprint(self, proof_key: bytes) -> bytes:
         """The key's name, checked once per key: a busy client begins many sign-ins with one."""

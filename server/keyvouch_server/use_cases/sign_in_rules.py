@@ -93,7 +93,8 @@ async def evaluate(
     due = await campaigns_due(tx, world, policy, asked.subject) if asked.exists else ()
     decide_campaigns(due, asked.wanted, verdicts)
     if way is not SignInWay.SECURITY_KEY:
-        required = demand.required_assurance if asked.told else _required_by_policy(asked)
+        asks_more = bool(asked.wanted.required_assurance) and not asked.told
+        required = _required_by_policy(asked) if asks_more else demand.required_assurance
         with verdicts.check("required_assurance", required):
             decide_some_key((key.assurance for key in fit), required)
     return Evaluated(demand, fit, due)
@@ -127,7 +128,7 @@ async def keys_for(tx: Snapshot, user: UserId, way: SignInWay, device: Device | 
 
     def newest_use(credential: Credential) -> tuple[int, str]:
         device = keys[credential.device_id]
-        return max(device.last_used_at, device.registered_at), device.id
+        return max(credential.last_used_at, device.registered_at), device.id
 
     return sorted((c for c in found if c.device_id in keys), key=newest_use, reverse=True)
 

@@ -102,15 +102,18 @@ class World:
     async def write_and_tell(self, work: Callable[[Transaction], Awaitable[T]], tell: Callable[[T], None]) -> T:
         """Write, and tell the streams that wait for it once it is durable.
 
-        Also where the caller has gone away by then: the act stands, and those who wait must not wait in vain.
+        Also where the caller has gone away by then: the act stands, and those who wait must not wait in vain. Else it
+        is told in the caller's own step: what the caller does before it waits again comes before anybody hears of a
+        later act.
         """
-
-        async def both() -> T:
-            result = await self.store.write(work)
-            tell(result)
-            return result
-
-        return await asyncio.shield(asyncio.create_task(both()))
+        writing = asyncio.create_task(self.store.write(work))
+        try:
+            result = await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            writing.add_done_callback(lambda done: _tell_of(done, tell))
+            raise
+        tell(result)
+        return result
 
     async def policy_of(self, tx: Snapshot, tenant: TenantId) -> Policy:
         """The tenant's present policy."""
@@ -195,6 +198,11 @@ def precise(failed: Exception) -> dict[str, str]:
     """What the audit log keeps of a refusal beside its reason: which rule was broken, what was found."""
     said = failed.metadata if isinstance(failed, KeyvouchError) else {}
     return {name: said[name] for name in ("detail", "found") if name in said}
+
+
+def _tell_of(done: asyncio.Task[T], tell: Callable[[T], None]) -> None:
+    if not done.cancelled() and done.exception() is None:
+        tell(done.result())
 
 
 def settled(result: T | KeyvouchError) -> T:
