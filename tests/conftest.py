@@ -1,4 +1,4 @@
-"""What all tests share: the `--hardware` option, the Hypothesis profiles, short-lived directories, no card readers."""
+"""What all tests share: options, the Hypothesis profiles, short-lived directories, PostgreSQL, no card readers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from support.postgres_server import PostgresCluster, everywhere
 
 # Two slow cores shared by several processes are normal: a slow example is no failure. The everyday profile tries the
 # same examples each time, so that a red run is about the change; the thorough one searches anew.
@@ -30,6 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--race-rounds", type=int, default=4, metavar="N", help="rounds of each race for what is used once"
     )
     parser.addoption("--model-steps", type=int, default=2000, metavar="N", help="calls of the model-based test")
+    parser.addoption(
+        "--store",
+        choices=("usual", "postgres"),
+        default="usual",
+        help="what servers of the ceremony tests keep records in",
+    )
     parser.addoption("--hardware", action="store_true", help="also run the tests that need a real device")
 
 
@@ -65,3 +73,33 @@ def socket_directory() -> Iterator[Path]:
 def session_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One directory for what is expensive to make and only read afterwards; one for each test process."""
     return tmp_path_factory.mktemp("session")
+
+
+@pytest.fixture(scope="session")
+def postgres_cluster() -> Iterator[PostgresCluster]:
+    """A running PostgreSQL, one for each test process, made when the first test wants it.
+
+    What a test does to it (`crash`, `pause`, `stop`) is mended by `start`, which `postgres_url` calls first.
+    """
+    with PostgresCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stores_of_live_servers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With `--store postgres`, every server of `support.live_server` has a database in place of a file or of memory."""
+    if request.config.getoption("--store") != "postgres":
+        yield
+        return
+    everywhere.append(request.getfixturevalue("postgres_cluster"))
+    yield
+    everywhere.clear()
+
+
+@pytest.fixture
+def postgres_url(postgres_cluster: PostgresCluster) -> Iterator[str]:
+    """The URL of a new, empty database in a PostgreSQL that runs."""
+    postgres_cluster.start()
+    url = postgres_cluster.database()
+    yield url
+    postgres_cluster.discard(url)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from keyvouch.errors import KeyvouchError, Reason
+from keyvouch.errors import KeyvouchError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +62,12 @@ def _parser() -> argparse.ArgumentParser:
         default="",
         metavar="ADDRESS",
         help="also serve clients without TLS, on a loopback address",
+    )
+    init.add_argument(
+        "--store",
+        default="",
+        metavar="ADDRESS",
+        help="a PostgreSQL database, postgresql://USER@HOST/NAME, which several servers may share (default: a file)",
     )
 
     commands.add_parser("serve", parents=[common], help="run the server until it is told to stop")
@@ -137,6 +143,7 @@ def _init(arguments: argparse.Namespace) -> int:
         rp_id=hosts[0],
         issuer=f"https://{hosts[0]}",
         plaintext_listen=arguments.plaintext_listen,
+        store=arguments.store,
     )
     founded = init(arguments.data, config, arguments.tenant, arguments.administrator)
     made = founded.access_pass
@@ -173,10 +180,9 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _backup(arguments: argparse.Namespace) -> int:
-    from keyvouch_server.bootstrap import DATABASE
-    from keyvouch_server.stores.sqlite_upkeep import backup
+    from keyvouch_server.store_access import backed_up
 
-    backup(_store(arguments.data, DATABASE), arguments.to)
+    backed_up(arguments.data, arguments.to)
     report = {"backup": str(arguments.to), "bytes": arguments.to.stat().st_size}
     text = (
         f"The store was copied to {arguments.to} ({report['bytes']} bytes). "
@@ -186,28 +192,24 @@ def _backup(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _store(data: Path, name: str) -> Path:
-    if (data / name).is_file():
-        return data / name
-    raise KeyvouchError(
-        Reason.CONFIGURATION, f"There is no server in {data}.", fix="Name its data directory with --data."
-    )
-
-
 def _check(arguments: argparse.Namespace) -> int:
-    from keyvouch_server.bootstrap import DATABASE
-    from keyvouch_server.stores.sqlite_upkeep import check
+    from keyvouch_server.store_access import checked
 
-    problems = check(_store(arguments.data, DATABASE)).problems
+    report = checked(arguments.data)
+    problems, notes = report.problems, report.notes
     if arguments.json:
-        print(json.dumps({"ok": not problems, "problems": list(problems)}))
-    elif not problems:
+        document = {"ok": not problems, "problems": list(problems)}
+        print(json.dumps(document | {"notes": list(notes)} if notes else document))
+        return 1 if problems else 0
+    if not problems:
         print("The store is sound: structure, references and every rule between records hold.")
     else:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         print(f"The store has {count}. Stop the server and restore a backup.")
         for problem in problems:
             print(f"  {problem}")
+    for note in notes:
+        print(note)
     return 1 if problems else 0
 
 

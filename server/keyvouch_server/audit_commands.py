@@ -1,7 +1,7 @@
 """The `keyvouch-server audit` commands: verify, export, checkpoint.
 
 They read the store from outside, as it is at one moment, while a server may be running, and write nothing into it. What
-they hold against what is `keyvouch.audit_chain`. Not here: reading the store (`stores.sqlite_audit`), and the commands'
+they hold against what is `keyvouch.audit_chain`. Not here: reading the store (`stores.audit_source`), and the commands'
 grammar (`__main__`).
 """
 
@@ -31,14 +31,15 @@ from keyvouch.errors import EvidenceError, KeyvouchError, MalformedError, Reason
 from keyvouch.ids import ServerId, TenantId
 from keyvouch.proofs import load_proof_key
 from keyvouch_server import __version__
-from keyvouch_server.bootstrap import DATABASE, SystemClock
+from keyvouch_server.bootstrap import SystemClock
 from keyvouch_server.domain.audit import chain_record
 from keyvouch_server.domain.names import name_key
 from keyvouch_server.domain.ocsf import Naming, ocsf_event
 from keyvouch_server.domain.oversight_model import AuditCheckpoint, AuditRecord
 from keyvouch_server.key_files import read_keys
 from keyvouch_server.ports import Keys
-from keyvouch_server.stores.sqlite_audit import AuditReader, opened
+from keyvouch_server.store_access import opened_log
+from keyvouch_server.stores.audit_source import AuditSource
 from keyvouch_server.use_cases.audit_log import signed_checkpoint
 
 _PROGRESS = 100_000
@@ -51,7 +52,7 @@ _CHECKPOINT_TYPE = b'"checkpoint"'
 class _Place:
     """A data directory: its audit log, and the identity of its server."""
 
-    reader: AuditReader
+    reader: AuditSource
     keys: Keys
     server_id: ServerId
 
@@ -74,7 +75,7 @@ class _Place:
 
 def verify(arguments: argparse.Namespace) -> int:
     """Verify the chains of all tenants, or of one; returns 1 where one does not hold."""
-    with opened(_store(arguments.data)) as reader:
+    with opened_log(arguments.data) as reader:
         place = _place(arguments.data, reader)
         against = _checkpoints_in(arguments.against, place) if arguments.against else []
         chosen = _chosen(reader, arguments.tenant, against)
@@ -102,15 +103,17 @@ def _verified(place: _Place, tenant: TenantId, name: str, against: list[Verified
     return report | {"records": chain.last, "vouched": chain.vouched, "hash": chain.hash.hex(), "unchained": unchained}
 
 
-def _count_unchained(reader: AuditReader, tenant: TenantId) -> int:
+def _count_unchained(reader: AuditSource, tenant: TenantId) -> int:
     """How many records come from before there was a chain. One from later was put in beside it.
 
-    Positions are given once, from 1 on and without gaps: so there is none to be had before the chain's first record.
+    A store that is older than chains gives positions once, from 1 on and without gaps: so there is none to be had
+    before the chain's first record.
     """
-    first = next(reader.chained(tenant), None)
+    first = next(reader.chained(tenant), None) if reader.older_than_chains else None
     count = 0
     for record in reader.unchained(tenant):
-        if record.sequence < 1 or (first is not None and record.sequence > first.sequence):
+        later = first is not None and record.sequence > first.sequence
+        if record.sequence < 1 or later or not reader.older_than_chains:
             raise EvidenceError(
                 Reason.AUDIT_CHAIN,
                 f"A record stands beside the chain, at position {record.sequence} of the log, and was put in later.",
@@ -182,7 +185,7 @@ def _checkpoint_in(line: bytes) -> Checkpoint | None:
 
 def export(arguments: argparse.Namespace) -> int:
     """Write a tenant's log to standard output, a line for each record. A log that does not hold is not exported."""
-    with opened(_store(arguments.data)) as reader:
+    with opened_log(arguments.data) as reader:
         place = _place(arguments.data, reader)
         tenant, name = _one(arguments.tenant, reader.tenants())
         since = 0 if arguments.since is None else _instant(arguments.since)
@@ -234,7 +237,7 @@ def _export(wanted: _Export, *, as_ocsf: bool) -> None:
 class _Names:
     """Names for events, each looked up once."""
 
-    def __init__(self, reader: AuditReader, tenant: str, server_id: ServerId) -> None:
+    def __init__(self, reader: AuditSource, tenant: str, server_id: ServerId) -> None:
         self._reader, self._tenant, self._server_id = reader, tenant, server_id
         self._known: dict[str, str] = {}
 
@@ -279,7 +282,7 @@ def _output() -> Iterator[None]:
 
 def checkpoint(arguments: argparse.Namespace) -> int:
     """Print a signed checkpoint of each tenant's chain, or of one, to be kept elsewhere. Nothing is stored."""
-    with opened(_store(arguments.data)) as reader:
+    with opened_log(arguments.data) as reader:
         place = _place(arguments.data, reader)
         newest = [reader.newest(tenant) for tenant, _ in _chosen(reader, arguments.tenant)]
     with _output():
@@ -290,13 +293,7 @@ def checkpoint(arguments: argparse.Namespace) -> int:
 # What all have in common
 
 
-def _store(data: Path) -> Path:
-    if (data / DATABASE).is_file():
-        return data / DATABASE
-    raise _configuration(f"There is no server in {data}.", "Name its data directory with --data.")
-
-
-def _place(data: Path, reader: AuditReader) -> _Place:
+def _place(data: Path, reader: AuditSource) -> _Place:
     authority, keyring = read_keys(data, SystemClock())
     return _Place(reader, keyring, authority.server_id)
 
@@ -305,7 +302,7 @@ def _signed_row(server_id: ServerId, row: AuditCheckpoint) -> Checkpoint:
     return Checkpoint(server_id, row.tenant_id, row.chain_number, row.hash, row.at, row.signature)
 
 
-def _chosen(reader: AuditReader, wanted: str, against: Iterable[VerifiedCheckpoint] = ()) -> list[tuple[TenantId, str]]:
+def _chosen(reader: AuditSource, wanted: str, against: Iterable[VerifiedCheckpoint] = ()) -> list[tuple[TenantId, str]]:
     """The tenant of that name or id; all of them, and what belongs to none, where nobody is named.
 
     A tenant of which there is nothing but a checkpoint is one, too: its log was taken out as a whole.

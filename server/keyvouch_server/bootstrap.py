@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from keyvouch.errors import KeyvouchError, UnavailableError
 from keyvouch.tokens import verify_access_token
 from keyvouch_server.card_authorities import CardFiles
-from keyvouch_server.config import FILE, ServerConfig, broken, is_loopback, load_config
+from keyvouch_server.config import FILE, ServerConfig, broken, check_store, is_loopback, load_config
 from keyvouch_server.device_authority import DeviceAuthority
 from keyvouch_server.ek_trust import load_settings as load_ek_settings
 from keyvouch_server.key_files import make_keys, read_keys, write_new
@@ -166,6 +166,7 @@ def init(data: Path, config: ServerConfig, tenant: str, administrator: str) -> F
     """Make a data directory. Either all of it comes to be, or `data` is left as it was."""
     if config.plaintext_listen and not is_loopback(config.plaintext_listen):
         raise broken("plaintext is for a loopback address only", "Use 127.0.0.1:PORT, or leave it out.")
+    check_store(config.store)
     if (data / FILE).exists():
         raise broken(f"{data} holds a server already", "Choose another directory, or serve this one.")
     existed = data.exists()
@@ -189,13 +190,38 @@ def init(data: Path, config: ServerConfig, tenant: str, administrator: str) -> F
 
 async def _init(data: Path, config: ServerConfig, tenant: str, administrator: str) -> FoundedTenant:
     make_keys(data, SystemClock().now())
-    app = assemble(data, config, SqliteStore.open(data / DATABASE))
+    store = await open_store(data, config)
     try:
-        founded = await app.administration.found(tenant, administrator)
-    finally:
-        await app.store.close()
-    write_new(data / FILE, config.toml().encode())
+        founded = await assemble(data, config, store).administration.found(tenant, administrator)
+        write_new(data / FILE, config.toml().encode())
+    except BaseException:
+        await store.close()
+        if config.store:  # files go with the data directory
+            await _forget(data, config.store)
+        raise
+    await store.close()
     return founded
+
+
+async def open_store(data: Path, config: ServerConfig) -> Store:
+    """The store of the server whose keys are in `data`. Raises `UnavailableError`, `KeyvouchError(CONFIGURATION)`."""
+    if not config.store:
+        return SqliteStore.open(data / DATABASE)
+    from keyvouch_server.stores.postgres import PostgresStore  # noqa: PLC0415 - its driver comes with an extra
+
+    return await PostgresStore.open(config.store, _identity(data))
+
+
+async def _forget(data: Path, address: str) -> None:
+    from keyvouch_server.stores.postgres_connection import forget  # noqa: PLC0415
+
+    with suppress(UnavailableError):
+        await forget(address, _identity(data))
+
+
+def _identity(data: Path) -> str:
+    authority, _ = read_keys(data, SystemClock())
+    return authority.server_id.hex()
 
 
 def assemble(
@@ -286,20 +312,33 @@ async def running(app: App, *, grace: float = GRACE_SECONDS) -> AsyncIterator[Ru
 
     given = FileCertificate(Path(config.key), Path(config.certificate)) if config.certificate else own()
     listening: list[Listening] = []
-    sweep = asyncio.create_task(_sweep(app))
-    try:
-        listening.append(await listen_public(servicers, gatekeeper(), config.public_listen, given))
-        root = app.authority.root_pem
-        listening.append(await listen_devices(servicers, gatekeeper(), config.device_listen, own(), root=root))
-        if config.plaintext_listen:
-            listening.append(await listen_public(servicers, gatekeeper(), config.plaintext_listen, None))
-        yield Running(app, listening[0].port, listening[1].port)
-    finally:
-        sweep.cancel()
-        with suppress(asyncio.CancelledError):
-            await sweep
-        app.relay.drain()
-        await asyncio.gather(*(one.stop(grace) for one in listening))
+    async with _other_nodes(app):
+        sweep = asyncio.create_task(_sweep(app))
+        try:
+            listening.append(await listen_public(servicers, gatekeeper(), config.public_listen, given))
+            root = app.authority.root_pem
+            listening.append(await listen_devices(servicers, gatekeeper(), config.device_listen, own(), root=root))
+            if config.plaintext_listen:
+                listening.append(await listen_public(servicers, gatekeeper(), config.plaintext_listen, None))
+            yield Running(app, listening[0].port, listening[1].port)
+        finally:
+            sweep.cancel()
+            with suppress(asyncio.CancelledError):
+                await sweep
+            app.relay.drain()
+            await asyncio.gather(*(one.stop(grace) for one in listening))
+
+
+@asynccontextmanager
+async def _other_nodes(app: App) -> AsyncIterator[None]:
+    """While the block lasts, streams hear what other servers do to a store that there may be others for."""
+    if not app.config.store:
+        yield
+        return
+    from keyvouch_server.node_events import following  # noqa: PLC0415 - the store's driver comes with an extra
+
+    async with following(app.config.store, app.world, app.decisions, app.relay, app.store):
+        yield
 
 
 def _servicers(app: App) -> Servicers:
@@ -358,7 +397,7 @@ async def _sweep(app: App) -> None:
 async def serve(data: Path, *, ready: Callable[[Running], None], stop: asyncio.Event) -> None:
     """Serve a data directory until `stop` is set."""
     config = load_config(data)
-    app = assemble(data, config, SqliteStore.open(data / DATABASE))
+    app = assemble(data, config, await open_store(data, config))
     try:
         async with running(app) as listening:
             ready(listening)
@@ -370,8 +409,12 @@ async def serve(data: Path, *, ready: Callable[[Running], None], stop: asyncio.E
 
 
 async def recover(data: Path, tenant: str, administrator: str, *, default_policy: bool = False) -> CreatedPass:
-    """A one-time access pass for an administrator who is locked out; the server must not be running."""
-    app = assemble(data, load_config(data), SqliteStore.open(data / DATABASE))
+    """A one-time access pass for an administrator who is locked out.
+
+    A server whose store is a file must not be running.
+    """
+    config = load_config(data)
+    app = assemble(data, config, await open_store(data, config))
     try:
         return await app.administration.recover(tenant, administrator, default_policy=default_policy)
     finally:

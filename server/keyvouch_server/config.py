@@ -9,6 +9,8 @@ rp_id           = "keys.example.org"   WebAuthn relying party id: never change i
 issuer          = "https://keys.example.org"
 certificate     = "/etc/keyvouch/public.pem"   optional: the public listener's own certificate chain and key,
 key             = "/etc/keyvouch/public.key"   both or neither; without them the server's own authority signs one
+store           = "postgresql://keyvouch@db.example.org/keyvouch?sslmode=verify-full"   optional: a database that
+                                       several servers with the same keys may share; without it, a file beside this one
 
 [[trust_anchors]]                      any number: certificates that vouch for authenticators at registration
 name            = "Example Keys"       what policies and assurances call it
@@ -55,10 +57,11 @@ from keyvouch_server.card_authorities import CardSettings
 from keyvouch_server.card_authorities import read_settings as read_card_settings
 from keyvouch_server.ek_trust import TpmSettings
 from keyvouch_server.ek_trust import read_settings as read_tpm_settings
+from keyvouch_server.store_address import checked_address
 from keyvouch_server.trust_anchors import TrustSettings, read_settings
 
 FILE: Final = "keyvouch.toml"
-_OPTIONAL: Final = frozenset({"certificate", "key", "plaintext_listen"})
+_OPTIONAL: Final = frozenset({"certificate", "key", "plaintext_listen", "store"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,7 @@ class ServerConfig:
     certificate: str = ""
     key: str = ""
     plaintext_listen: str = ""
+    store: str = ""
     trust: TrustSettings = field(default_factory=TrustSettings)
     tpm: TpmSettings = field(default_factory=TpmSettings)
     cards: tuple[CardSettings, ...] = ()
@@ -125,7 +129,20 @@ def _checked(path: Path, section: dict[str, Any]) -> ServerConfig:
         raise broken(f"{path}: certificate and key belong together", "Set both or neither.")
     if section.get("plaintext_listen") and not is_loopback(section["plaintext_listen"]):
         raise broken(f"{path}: plaintext_listen is not a loopback address", "Use 127.0.0.1:PORT or [::1]:PORT.")
+    check_store(section.get("store", ""))
     return ServerConfig(hosts=tuple(hosts), **section)
+
+
+def check_store(address: str) -> None:
+    """Raises `KeyvouchError(CONFIGURATION)` for the address of a store that cannot be used; empty is a file."""
+    try:
+        if address:
+            checked_address(address)
+    except ValueError as wrong:
+        fix = (
+            "Correct the address. Over a network sslmode=verify-full is the safe way, and sslmode=disable the open one."
+        )
+        raise broken(str(wrong), fix) from None
 
 
 def is_loopback(listen: str) -> bool:

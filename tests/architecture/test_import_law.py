@@ -44,6 +44,8 @@ VIOLATIONS = {
     "core imports the TPM library": ("proto/keyvouch/ids.py", "tpm2_pytss"),
     "server imports the TPM library": ("server/keyvouch_server/ek_trust.py", "tpm2_pytss"),
     "another vault imports the TPM library": ("device_agent/keyvouch_agent/vaults/software/vault.py", "tpm2_pytss"),
+    "use case imports the PostgreSQL library": ("server/keyvouch_server/use_cases/__init__.py", "asyncpg"),
+    "client imports the PostgreSQL library": ("proto/keyvouch_client/__init__.py", "asyncpg"),
 }
 """A module, and an import that it must not have, not even a late one."""
 

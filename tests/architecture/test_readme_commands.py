@@ -28,6 +28,7 @@ ORDINARY = {
     "python3",
     "pytest",
     "rm",
+    "scp",
     "sh",
 }
 ORDINARY |= {"sudo", "apt-get", "systemctl", "useradd", "install"}

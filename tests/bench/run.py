@@ -171,6 +171,7 @@ def main() -> int:
     parser.add_argument(
         "--rounds", type=int, default=15, help="verification, tpm, fido: rounds of which the median counts (15)"
     )
+    parser.add_argument("--store", default="", help="sign-ins: an empty PostgreSQL database (default: durable SQLite)")
     parser.add_argument("--peers", action="store_true", help="verification: measure other libraries, too")
     parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     arguments = parser.parse_args()
@@ -180,7 +181,10 @@ def main() -> int:
         return emulated_tpm(arguments)
     if arguments.part == "fido":
         return virtual_fido(arguments)
-    with tempfile.TemporaryDirectory(prefix="keyvouch-bench-") as folder, ServerProcess.make(Path(folder)) as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="keyvouch-bench-") as folder,
+        ServerProcess.make(Path(folder), store=arguments.store) as server,
+    ):
         server.start()
         result = asyncio.run(bench(server, arguments))
         server.stop()

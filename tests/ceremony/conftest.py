@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.live_server import LiveServer, live_server, make_template
+from support.nodes import nodes
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,10 @@ async def live(server_template: Path, tmp_path: Path) -> AsyncIterator[LiveServe
     """A running server with one tenant and its administrator."""
     async with live_server(server_template, tmp_path) as running:
         yield running
+
+
+@pytest.fixture
+async def pair(server_template: Path, tmp_path: Path, postgres_url: str) -> AsyncIterator[tuple[LiveServer, ...]]:
+    """Two nodes on a new database."""
+    async with nodes(server_template, tmp_path, postgres_url) as started:
+        yield started

@@ -31,10 +31,12 @@ from keyvouch_server.domain.oversight_model import Throttle
 from keyvouch_server.domain.sign_in import OPEN
 from keyvouch_server.ports import Store
 from keyvouch_server.use_cases.access_pass_sign_in import OF_SERVER
+from support import postgres_server
 from support.audited_store import AuditedStore
 from support.live_server import LiveServer, OpenSignIn, live_server
 from support.model import OK, Person, Session, SignIn, Tenant
 from support.model_stage import Holder, TenantStage
+from support.postgres_server import PostgresCluster
 from support.stubborn import StubbornDevice
 
 T = TypeVar("T")
@@ -46,6 +48,8 @@ STEPS = 80
 DAYS = 4
 PARTS = 4
 """Tests that share the steps, so that they can run side by side."""
+POSTGRES_SHARE = 40
+"""One step more for so many: the rules are the same, the store is another one."""
 
 
 class Bench:
@@ -307,10 +311,30 @@ def bench(server_template: Path, tmp_path: Path) -> Iterator[Bench]:
     running.close()
 
 
+@pytest.fixture
+def bench_on_postgres(
+    server_template: Path, tmp_path: Path, postgres_cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Bench]:
+    postgres_cluster.start()
+    monkeypatch.setattr(postgres_server, "everywhere", [postgres_cluster])
+    running = Bench(server_template, tmp_path)
+    yield running
+    running.close()
+
+
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_the_server_does_what_the_model_says(bench: Bench, pytestconfig: pytest.Config, part: int) -> None:
-    wanted = int(pytestconfig.getoption("--model-steps")) // PARTS
+    play(bench, part, int(pytestconfig.getoption("--model-steps")) // PARTS)
+
+
+@pytest.mark.timeout(7200)
+def test_on_postgres_it_does_the_same(bench_on_postgres: Bench, pytestconfig: pytest.Config) -> None:
+    play(bench_on_postgres, PARTS, int(pytestconfig.getoption("--model-steps")) // POSTGRES_SHARE)
+
+
+def play(bench: Bench, part: int, wanted: int) -> None:
+    """Draw acts until so many calls have been made."""
     Machine.bench = bench
     profile = settings(
         max_examples=EXAMPLES_AT_ONCE,

@@ -76,6 +76,18 @@ async def test_a_tag_in_use_is_refused_and_its_sign_in_goes_on(live: LiveServer)
         assert (await answer(call.read())).WhichOneof("event") == "session"
 
 
+async def test_an_approval_that_is_told_twice_is_one_session_P7(live: LiveServer, monkeypatch: pytest.MonkeyPatch):
+    ada, told = await live.person("ada"), live.app.relay.sign_in
+    monkeypatch.setattr(live.app.relay, "sign_in", lambda *what: [told(*what) for _ in range(3)])
+    async with stream(live) as call:
+        await call.write(begin(1))
+        begun = (await answer(call.read())).begun
+        await ada.stream.send(ada.device.approve(await ada.stream.prompt(), begun.number))
+        assert (await answer(call.read())).WhichOneof("event") == "session"
+        await call.write(begin(2))
+        assert (await answer(call.read())).WhichOneof("event") == "begun"
+
+
 async def test_a_refused_begin_is_answered_with_its_tag(live: LiveServer):
     async with stream(live) as call:
         await call.write(begin(3, app=""))

@@ -36,16 +36,19 @@ from keyvouch_client import Connection
 from keyvouch_client.call_proofs import ProofKey, ProvingChannel
 from keyvouch_client.errors import answer
 from keyvouch_server import bootstrap
-from keyvouch_server.bootstrap import App
+from keyvouch_server.bootstrap import App, SystemClock
 from keyvouch_server.card_authorities import CardSettings
 from keyvouch_server.config import ServerConfig
 from keyvouch_server.domain.model import Role
 from keyvouch_server.domain.oversight_model import AuditRecord
 from keyvouch_server.ek_trust import TpmSettings
+from keyvouch_server.key_files import read_keys
 from keyvouch_server.ports import Store
 from keyvouch_server.stores.memory import MemoryStore
+from keyvouch_server.stores.postgres import PostgresStore
 from keyvouch_server.stores.sqlite import SqliteStore
 from keyvouch_server.trust_anchors import TrustSettings
+from support import postgres_server
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -205,9 +208,9 @@ class LiveServer:
     data: Path
     public_port: int
     device_port: int
-    administrator_pass: str
     connection: Connection
     stack: AsyncExitStack
+    administrator_pass: str = ""
     _administrator: SignedIn | None = None
     people: dict[str, Person] = field(default_factory=dict)
 
@@ -360,6 +363,13 @@ class LiveServer:
         return stub  # type: ignore[no-any-return]
 
 
+async def _open_store(data: Path, address: str, *, memory: bool) -> Store:
+    if address:
+        authority, _ = read_keys(data, SystemClock())
+        return await PostgresStore.open(address, authority.server_id.hex())
+    return MemoryStore() if memory else SqliteStore.open(data / bootstrap.DATABASE)
+
+
 @asynccontextmanager
 async def live_server(
     template: Path,
@@ -376,26 +386,27 @@ async def live_server(
     """
     data, clock = folder / "server", Clock()
     shutil.copytree(template, data, ignore=shutil.ignore_patterns("keyvouch.db*"))
-    store = around(MemoryStore() if memory else SqliteStore.open(data / bootstrap.DATABASE))
+    address = postgres_server.everywhere[0].database() if postgres_server.everywhere else ""
+    store = around(await _open_store(data, address, memory=memory))
     async with AsyncExitStack() as stack:
         stack.push_async_callback(store.close)
         believed: dict[str, Any] = {"trust": trust or TrustSettings(), "tpm": tpm or TpmSettings(), "cards": cards}
-        app, listening = await _listen(stack, data, store, clock, believed)
-        founded = await app.administration.found(TENANT, ADMINISTRATOR)
-        connection = await stack.enter_async_context(
-            Connection(f"127.0.0.1:{listening.public_port}", ca_file=data / "ca.pem")
-        )
-        connection.prover.now = clock.now
-        yield LiveServer(
-            app=app,
-            clock=clock,
-            data=data,
-            public_port=listening.public_port,
-            device_port=listening.device_port,
-            administrator_pass=founded.access_pass.code,
-            connection=connection,
-            stack=stack,
-        )
+        believed["store"] = address
+        live = await serve(stack, data, store, clock, believed)
+        live.administrator_pass = (await live.app.administration.found(TENANT, ADMINISTRATOR)).access_pass.code
+        yield live
+
+
+async def serve(
+    stack: AsyncExitStack, data: Path, store: Store, clock: Clock, settings: Mapping[str, Any]
+) -> LiveServer:
+    """Serve a store, until `stack` is closed, with the keys in `data`; `settings` are parts of the configuration."""
+    app, listening = await _listen(stack, data, store, clock, settings)
+    address = f"127.0.0.1:{listening.public_port}"
+    connection = await stack.enter_async_context(Connection(address, ca_file=data / "ca.pem"))
+    connection.prover.now = clock.now
+    ports = listening.public_port, listening.device_port
+    return LiveServer(app, clock, data, *ports, connection=connection, stack=stack)
 
 
 async def _listen(

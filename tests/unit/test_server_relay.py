@@ -15,15 +15,18 @@ from keyvouch_server.domain.oversight_model import AuditRecord
 from keyvouch_server.ports import Above, AtMost, Below, Store
 from keyvouch_server.relay import (
     MAILBOX,
+    REMEMBERED,
     DeviceRemoved,
     FellBehind,
     Mailbox,
+    OutcomeReady,
     PromptArrived,
     PromptWithdrawn,
     Relay,
 )
 from keyvouch_server.stores.memory import MemoryStore
 from keyvouch_server.stores.sqlite import SqliteStore
+from keyvouch_server.use_cases.decisions import Answered
 from support.sample_records import PROMPT, SIGN_IN
 
 DEVICE, OTHER = DeviceId("dev_one"), DeviceId("dev_two")
@@ -94,6 +97,39 @@ async def test_prompts_and_withdrawals_go_to_the_device_they_are_for():
         for mailbox in (mine, second):
             assert await taken(mailbox) == DeviceRemoved()
         assert await empty(other)
+
+
+async def test_no_prompt_is_told_twice_or_after_its_withdrawal():
+    mailbox = Mailbox()
+    withdrawn = PromptWithdrawn(PromptId("prm_2"), SignInState.EXPIRED)
+    ended = DeviceRemoved()
+    for event in (PromptArrived(prompt(1), 2), PromptArrived(prompt(1), 2), withdrawn, withdrawn, ended):
+        mailbox.put(event)
+    mailbox.put(PromptArrived(prompt(2), 2))
+    mailbox.put(replace(withdrawn, state=SignInState.CANCELLED))
+    told = [await taken(mailbox) for _ in range(4)]
+    assert told == [PromptArrived(prompt(1), 2), withdrawn, ended, replace(withdrawn, state=SignInState.CANCELLED)]
+    assert await empty(mailbox)
+
+
+async def test_a_prompt_that_was_answered_here_is_not_told_again():
+    mailbox = Mailbox()
+    answered = OutcomeReady("prm_1", Answered(SignInState.APPROVED))
+    other = OutcomeReady("x" * 1000, Answered(SignInState.EXPIRED))
+    for event in (PromptArrived(prompt(1), 2), answered, PromptArrived(prompt(1), 2), other):
+        mailbox.put(event)
+    assert [await taken(mailbox) for _ in range(3)] == [PromptArrived(prompt(1), 2), answered, other]
+    assert mailbox.told(PromptId("prm_1")) is SignInState.APPROVED
+    assert mailbox.told(PromptId("x" * 1000)) is None
+    assert await empty(mailbox)
+
+
+def test_as_much_is_known_of_what_was_told_as_a_device_can_have_open():
+    mailbox = Mailbox()
+    for number in range(REMEMBERED + 1):
+        mailbox.put(PromptArrived(prompt(number), 2))
+    known = [mailbox.told(PromptId(f"prm_{number}")) for number in (0, 1, REMEMBERED)]
+    assert known == [None, SignInState.PENDING, SignInState.PENDING]
 
 
 async def test_nothing_is_kept_of_streams_that_have_gone():

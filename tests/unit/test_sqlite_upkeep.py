@@ -1,4 +1,4 @@
-"""Backup and check of a SQLite store."""
+"""Backup and check of a SQLite store: what only that has. What stores have in common is in `contract/test_check.py`."""
 # ruff: noqa: ASYNC240 - nothing else runs in these loops while a file is looked at
 
 from __future__ import annotations
@@ -92,72 +92,9 @@ async def test_a_backup_that_fails_leaves_the_older_one(tmp_path: Path) -> None:
     assert (tmp_path / "copy.db").read_bytes() == b"older"
 
 
-SECOND_DEVICE = """
-    INSERT INTO tenant SELECT 'ten_b', 'b', 'b', 0, 0, '' FROM tenant;
-    INSERT INTO user SELECT 'usr_c', 'ten_b', 'c', 'c', 'c', role, x'00', 0, 0, 0, kind, '', '', 0 FROM user;
-    INSERT INTO device SELECT 'dev_b', '{0}', '{1}', 'b', provider, x'00', x'00', registered_at, 0 FROM device;
-    INSERT INTO credential SELECT x'00', '{0}', '{1}', 'dev_b', x'00', x'00', 0, 0, x'', x'', x'', assurance, 0,
-        card_authority, card_certificates FROM credential;
-    INSERT INTO device_tpm SELECT 'dev_b', '{0}', '{1}', endorsement_key_hash, x'00', proved_assurance, anchor,
-        manufacturer, model, pin_limit, 0, health, 0, '[]', '', '', 0, 0, '{{}}', '{{}}' FROM device_tpm"""
-"""A second device in the same TPM: `format` with its tenant and its user."""
-
 BREAKAGES = {
-    "UPDATE sign_in SET session_id = 'ses_none'": "a consumed sign-in without its session",
-    "UPDATE sign_in SET state = 'approved'": "a session by approval without a consumed sign-in",
-    "INSERT INTO sign_in SELECT 'sin_b', tenant_id, user_id, token_hash, state, number, proof_key, proof_thumbprint,"
-    " app_id, app_name, audience, address, binding_message, policy_version, required_assurance, created_at, expires_at,"
-    " device_id, assurance, decided_at, decision_hash, session_id, same_device, 0, 0, phishing_resistant, known_client,"
-    " choices, rules, evidence"
-    " FROM sign_in": "more than one sign-in",
-    "UPDATE sign_in SET same_device = 1, security_key = 1": "a sign-in that could be decided in two ways",
-    "DELETE FROM credential": "a device without a credential",
-    "UPDATE registration SET state = 'pending'": "a device whose registration is not complete",
-    "UPDATE credential SET user_id = 'usr_b'": "refers to a user that is not there",
-    "INSERT INTO user SELECT 'usr_c', tenant_id, 'c', 'c', 'c', role, x'00', 0, 0, 0, kind, '', '', 0 FROM user;"
-    " UPDATE device_tpm SET user_id = 'usr_c'": "a TPM that belongs to another user than its device",
-    "INSERT INTO tenant SELECT 'ten_b', 'b', 'b', 0, 0, '' FROM tenant;"
-    " UPDATE key_replacement SET tenant_id = 'ten_b'": "a key replacement in another tenant than its device",
-    "INSERT INTO tenant SELECT 'ten_b', 'b', 'b', 0, 0, '' FROM tenant;"
-    " UPDATE login_name SET tenant_id = 'ten_b' WHERE alias = 1": "a name of a user of another tenant",
-    "DELETE FROM login_name WHERE alias = 0": "a user without the login name",
-    "UPDATE login_name SET name_key = 'b' WHERE alias = 0": "a user without the login name",
-    "UPDATE login_name SET alias = 0": "a user with more than one login name",
-    "INSERT INTO tenant SELECT 'ten_b', 'b', 'b', 0, 0, '' FROM tenant;"
-    " UPDATE group_member SET tenant_id = 'ten_b'": "a member of a group of another tenant",
-    "INSERT INTO tenant SELECT 'ten_c', 'b', 'b', 0, 0, '' FROM tenant;"
-    " UPDATE user_group SET tenant_id = 'ten_c'": "a member of a group of another tenant",
-    **{
-        f"INSERT INTO tenant SELECT 'ten_b', 'b', 'b', 0, 0, '' FROM tenant; UPDATE {table} SET tenant_id = 'ten_b'": (
-            "a record in another tenant than its user"
-        )
-        for table in ("access_pass", "registration", "device", "session")
-    },
-    "UPDATE session SET sign_in_id = 'sin_b'": "a session that names another sign-in",
-    "UPDATE device_tpm SET transcript = x'00'": "a TPM without the transcript of its registration",
-    "UPDATE device_tpm SET health = 'failed'": "a key that counts for more than its TPM proved",
-    "UPDATE credential SET assurance = 'x'": "a key that counts for more than its TPM proved",
-    "UPDATE credential SET card_authority = ''": "a key with certificates and no authority",
-    "DELETE FROM tenant": "refers to a tenant that is not there",
-    "DELETE FROM audit_record WHERE chain_number = 2": "an audit chain with a gap",
-    "UPDATE audit_record SET chain_number = chain_number + 5": "an audit chain with a gap",
-    "UPDATE audit_record SET hash = x'00' WHERE chain_number = 2": "an audit record that does not continue",
-    "UPDATE audit_record SET sequence = 9 WHERE chain_number = 1": "an audit record that does not continue",
-    "DELETE FROM audit_record WHERE at = 131": "a session without an audit record",
-    "DELETE FROM audit_record WHERE at = 110": "a device without an audit record",
-    "DELETE FROM audit_record WHERE at = 130": "a decided sign-in without an audit record",
-    "DROP INDEX device_by_user": "the index device_by_user is not as the schema wants it",
-    "CREATE TABLE extra (id TEXT)": "the table extra is not as the schema wants it",
-    "ALTER TABLE access_pass RENAME COLUMN attempts TO tries": "the table access_pass is not",
     "PRAGMA user_version = 7": "the schema has version 7",
     "PRAGMA ignore_check_constraints = ON; UPDATE tenant SET home = 5": "CHECK constraint failed in tenant",
-    **{
-        SECOND_DEVICE.format(*values): sentence
-        for values, sentence in {
-            ("ten_a", "usr_a"): "a user with more than one device in one TPM",
-            ("ten_b", "usr_c"): "a TPM that is registered in more than one tenant",
-        }.items()
-    },
 }
 
 

@@ -638,7 +638,9 @@ class Device(_message.Message):
     registered_at: _builtins.int
     last_used_at: _builtins.int
     connected: _builtins.bool
-    """A prompt stream of this device is open now."""
+    """A prompt stream of this device is open now, at the server that answers. Where several servers share a store, each
+    knows of its own streams alone.
+    """
     aaguid: _builtins.bytes
     """WebAuthn AAGUID of the authenticator that holds the key, 16 bytes; zeros where it names no model."""
     @_builtins.property

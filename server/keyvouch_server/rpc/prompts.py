@@ -69,7 +69,7 @@ class PromptServicer(rpc.PromptServiceServicer):
             question = await self._health.question(device)
             yield pb.StreamPromptsResponse(welcome=_welcome(self._world.clock.now(), question))
             for prompt, asked in await self._decisions.open_prompts(device.id):
-                yield _message(PromptArrived(prompt, asked))
+                mailbox.put(PromptArrived(prompt, asked))  # which knows what has come since
             reader = asyncio.create_task(self._read(device, question, request_iterator, mailbox))
             try:
                 while not isinstance(event := await mailbox.take(), StreamClosed):

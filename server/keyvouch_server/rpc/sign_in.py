@@ -23,6 +23,7 @@ from keyvouch_server.rpc.prompts import assertion_of
 from keyvouch_server.rpc.sign_in_messages import campaign_message
 from keyvouch_server.rpc.sign_in_stream import (
     SignInStream,
+    as_it_is,
     begun_message,
     redeemed_message,
     request_of,
@@ -88,15 +89,16 @@ class SignInServicer(rpc.SignInServiceServicer):
     async def WatchSignIn(self, request: pb.WatchSignInRequest, context: Any) -> AsyncIterator[pb.WatchSignInResponse]:
         """See sign_in.proto."""
         token = token_of()
-        changes: asyncio.Queue[SignIn] = asyncio.Queue()
+        changes: asyncio.Queue[SignIn | None] = asyncio.Queue()
         sign_in_id = SignInId(request.sign_in_id)
         self._relay.watch(sign_in_id, changes.put_nowait)
         try:
             row = await self._sign_ins.follow(sign_in_id, token)
             yield watched_message(row)
             while row.state in OPEN:
-                row = await changes.get()
-                yield watched_message(row)
+                before, row = row, as_it_is(await changes.get(), row)
+                if row.state is not before.state:
+                    yield watched_message(row)
         finally:
             self._relay.unwatch(sign_in_id, changes.put_nowait)
 

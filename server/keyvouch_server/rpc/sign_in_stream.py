@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import replace
 from typing import Any, Final
 
 from keyvouch.errors import KeyvouchError, MalformedError, Reason, ThrottledError
@@ -108,7 +109,8 @@ class SignInStream:
         begun = await self._sign_ins.begin(
             request_of(begin.context, self._proof_key, self._peer, known_client=begin.known_client)
         )
-        # No await between the commit and this subscription: nothing can happen to the row unseen.
+        # No await between the commit and this subscription: nothing can happen to the row unseen by this node, and what
+        # another one did to it already is looked up.
         opened.follow(begun, self._relay)
         self.outbox.put_nowait(pb.SignInSessionResponse(tag=begin.tag, begun=begun_message(begun)))
         if opened.is_cancelled:
@@ -123,11 +125,10 @@ class SignInStream:
             await self._sign_ins.cancel(found.begun.sign_in.id, found.begun.token)
 
     def changed(self, tag: int, row: SignIn) -> None:
-        """A sign-in of this stream changed: an approval is redeemed at once, everything else is told."""
-        if row.state is SignInState.APPROVED:
+        """A sign-in of this stream changed: an approval is redeemed, everything else is told."""
+        if row.state in (SignInState.APPROVED, SignInState.CONSUMED):
             self._start(tag, self._redeem(tag, row))
-            return
-        if row.state not in (SignInState.PENDING, SignInState.CONSUMED):
+        elif row.state is not SignInState.PENDING:
             self._finish(tag, pb.SignInSessionResponse(tag=tag, changed=watched_message(row)))
 
     async def _redeem(self, tag: int, row: SignIn) -> None:
@@ -174,6 +175,7 @@ class _OpenSignIn:
     def __init__(self, tag: int, stream: SignInStream) -> None:
         self.begun: BegunSignIn | None = None
         self.is_cancelled = False
+        self._is_approved = False
         self._tag = tag
         self._stream = stream
 
@@ -185,8 +187,19 @@ class _OpenSignIn:
         if self.begun is not None:
             relay.unwatch(self.begun.sign_in.id, self._changed)
 
-    def _changed(self, row: SignIn) -> None:
-        self._stream.changed(self._tag, row)
+    def _changed(self, row: SignIn | None) -> None:
+        """The first word of an approval is passed on. That may be `consumed`: of another node's acts, only the last."""
+        assert self.begun is not None
+        now = as_it_is(row, self.begun.sign_in)
+        approved = now.state in (SignInState.APPROVED, SignInState.CONSUMED)
+        if not (approved and self._is_approved):
+            self._is_approved |= approved
+            self._stream.changed(self._tag, now)
+
+
+def as_it_is(row: SignIn | None, before: SignIn) -> SignIn:
+    """A sign-in that changed. One that has ceased to be was cancelled, and is gone with its user."""
+    return row or replace(before, state=SignInState.CANCELLED)
 
 
 def request_of(context: pb.SignInContext, proof_key: bytes, peer: str, *, known_client: str = "") -> SignInRequest:

@@ -154,7 +154,10 @@ def bind_changes(changes: Changes) -> tuple[Shape, list[Any]]:
 
 
 class Statements:
-    """SQL text with its values, for one store. Every method raises `UsageError` for an unknown column."""
+    """SQL text with its values, for one store. Every method raises `UsageError` for an unknown column.
+
+    This is SQLite's text; other databases' differences are the methods that begin with `_write`.
+    """
 
     def __init__(self) -> None:
         self._texts: dict[Hashable, str] = {}
@@ -177,9 +180,7 @@ class Statements:
         key = (table.record, unnumbered)
         text = self._texts.get(key)
         if text is None:
-            columns = table.columns[1:] if unnumbered else table.columns
-            marks = ", ".join("?" * len(columns))
-            text = self._texts[key] = f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608
+            text = self._texts[key] = self._write_insert(table, unnumbered=unnumbered)
         return text, row
 
     def select(
@@ -193,10 +194,10 @@ class Statements:
         key = (table.record, "select", shape, order, descending)
         text = self._texts.get(key)
         if text is None:
-            text = f"SELECT {', '.join(table.columns)} FROM {table.name}{_where(table, shape)}"  # noqa: S608
+            text = f"SELECT {', '.join(table.columns)} FROM {self._write_name(table)}{_where(table, shape)}"  # noqa: S608
             if order:
                 text += f" ORDER BY {table.check(order)}{' DESC' if descending else ''}"
-            text = self._texts[key] = text + " LIMIT ?"
+            text = self._texts[key] = self._write_marks(text + " LIMIT ?")
         return text, values
 
     def count(self, table: Table[Any], where: Where) -> tuple[str, list[Any]]:
@@ -205,7 +206,8 @@ class Statements:
         key = (table.record, "count", shape)
         text = self._texts.get(key)
         if text is None:
-            text = self._texts[key] = f"SELECT count(*) FROM {table.name}{_where(table, shape)}"  # noqa: S608
+            text = f"SELECT count(*) FROM {self._write_name(table)}{_where(table, shape)}"  # noqa: S608
+            text = self._texts[key] = self._write_marks(text)
         return text, values
 
     def update(self, table: Table[Any], where: Where, changes: Changes) -> tuple[str, list[Any]]:
@@ -220,8 +222,8 @@ class Statements:
             if not changed:
                 raise UsageError(f"An update of {table.name} without changes.")
             assignments = ", ".join(_assignment(table, part) for part in changed)
-            text = f"UPDATE {table.name} SET {assignments}{_where(table, shape)}"  # noqa: S608
-            text = self._texts[key] = f"{text} RETURNING {', '.join(table.columns)}"
+            text = f"UPDATE {self._write_name(table)} SET {assignments}{_where(table, shape)}"  # noqa: S608
+            text = self._texts[key] = self._write_marks(f"{text} RETURNING {', '.join(table.columns)}")
         return text, values
 
     def delete(self, table: Table[Any], where: Where) -> tuple[str, list[Any]]:
@@ -231,9 +233,35 @@ class Statements:
         text = self._texts.get(key)
         if text is None:
             _check_not_empty(table, shape)
-            text = f"DELETE FROM {table.name}{_where(table, shape)}"  # noqa: S608
-            text = self._texts[key] = f"{text} RETURNING {', '.join(table.columns)}"
+            text = f"DELETE FROM {self._write_name(table)}{_where(table, shape)}"  # noqa: S608
+            text = self._texts[key] = self._write_marks(f"{text} RETURNING {', '.join(table.columns)}")
         return text, values
+
+    def _write_name(self, table: Table[Any]) -> str:
+        return table.name
+
+    def _write_marks(self, text: str) -> str:
+        return text
+
+    def _write_insert(self, table: Table[Any], *, unnumbered: bool) -> str:
+        columns = table.columns[1:] if unnumbered else table.columns
+        marks = ", ".join("?" * len(columns))
+        return f"INSERT INTO {self._write_name(table)} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608
+
+
+class PostgresStatements(Statements):
+    """The same for PostgreSQL. An insert that meets a duplicate returns no row: an error would end the transaction."""
+
+    def _write_name(self, table: Table[Any]) -> str:
+        return f'"{table.name}"'  # `user` is a word of the language
+
+    def _write_marks(self, text: str) -> str:
+        first, *others = text.split("?")  # values are never in the text, and names of states are plain words
+        return first + "".join(f"${number}{part}" for number, part in enumerate(others, start=1))
+
+    def _write_insert(self, table: Table[Any], *, unnumbered: bool) -> str:
+        text = super()._write_insert(table, unnumbered=unnumbered)
+        return self._write_marks(f"{text} ON CONFLICT DO NOTHING RETURNING true")
 
 
 def _check_not_empty(table: Table[Any], shape: Shape) -> None:

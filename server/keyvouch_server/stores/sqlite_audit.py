@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from keyvouch.errors import Reason, UnavailableError
 from keyvouch.ids import TenantId
 from keyvouch_server.domain.oversight_model import AuditCheckpoint, AuditRecord
 from keyvouch_server.stores import sqlite_files
+from keyvouch_server.stores.audit_source import other_schema
 from keyvouch_server.stores.records import Statements, Table
 from keyvouch_server.stores.sqlite_transaction import unavailable
 
@@ -27,7 +27,9 @@ _OF_TENANT = "tenant_id = CAST(? AS TEXT)"
 
 
 class AuditReader:
-    """The audit log as it was at one moment. Make it with `opened`."""
+    """The audit log as it was at one moment. Make it with `opened`. See `audit_source.AuditSource`."""
+
+    older_than_chains = True
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -92,11 +94,7 @@ def opened(path: Path) -> Iterator[AuditReader]:
         with contextlib.closing(sqlite_files.connect_reader(path, timeout=_BUSY_SECONDS)) as connection:
             connection.execute("BEGIN")
             if sqlite_files.schema_version(connection) != len(sqlite_files.packaged_migrations()):
-                raise UnavailableError(
-                    Reason.STORE_SCHEMA,
-                    "The store has another schema version than this program's.",
-                    fix="Use the program of the server that serves it, or start this one once.",
-                )
+                raise other_schema()
             yield AuditReader(connection)
     except sqlite3.Error as error:
         raise unavailable(error) from error

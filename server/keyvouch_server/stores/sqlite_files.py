@@ -14,6 +14,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from keyvouch.errors import Reason, UnavailableError
@@ -41,7 +42,11 @@ class Migration:
 
 def packaged_migrations() -> tuple[Migration, ...]:
     """The migrations that came with this program, in order."""
-    folder = resources.files("keyvouch_server.stores") / "schema"
+    return read_migrations(resources.files("keyvouch_server.stores") / "schema")
+
+
+def read_migrations(folder: Traversable) -> tuple[Migration, ...]:
+    """The migrations in a folder of the package, in order."""
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
     return tuple(
         Migration(int(file.name[:4]), file.name.removesuffix(".sql"), file.read_text("utf-8")) for file in files

@@ -1,0 +1,309 @@
+"""The store for several servers: one PostgreSQL database, many nodes, many requests per commit.
+
+Works are written one after the other, whichever node they come to: whoever writes holds one advisory lock from the
+first statement to the end of the commit. So every rule that leans on what it has just read holds as it does in the
+embedded store, audit chains have one end, and no work is ever run twice. What that costs is won back by group commit:
+works that arrive at a node meanwhile wait, then all of them run in one transaction, each in a savepoint of its own so
+that a failing one is undone alone. Nobody is answered before the commit has succeeded.
+
+Each group leaves its number in the node's row of the table `writer`. So a commit whose answer is lost with its
+connection is looked up once the database is there again, and what is told to the callers is what happened. Only where
+that cannot be found out are they told so.
+
+Reads are snapshots on connections of their own, and wait for no writer.
+
+Not here: statements (`postgres_transaction`), connections and migrations (`postgres_connection`), what other nodes are
+told (`postgres_watch`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
+
+from keyvouch.errors import UnavailableError, UsageError
+from keyvouch_server.ports import Snapshot, Transaction
+from keyvouch_server.stores import postgres_connection as connections
+from keyvouch_server.stores.postgres_connection import LOCK, TROUBLE, Connection, unavailable
+from keyvouch_server.stores.postgres_transaction import PostgresSnapshot, PostgresTransaction, UniqueColumns
+from keyvouch_server.stores.records import PostgresStatements
+from keyvouch_server.stores.sqlite_files import Migration
+from keyvouch_server.stores.works import closed, run
+
+T = TypeVar("T")
+
+MOST_WORKS: Final = 60
+"""Works in one group at most. PostgreSQL keeps 64 savepoints of a transaction at hand, and is slower with more."""
+LONGEST_RUN: Final = 0.02
+"""Seconds after which a group takes no more works, so that other nodes have their turn."""
+READERS: Final = 8
+"""Reads at the same time; more wait."""
+UNKNOWN: Final = "Whether the act took place could not be found out."
+
+_BEGIN: Final = f"BEGIN; SELECT pg_advisory_xact_lock({LOCK})"
+_UNIQUE_COLUMNS: Final = """
+    SELECT DISTINCT c.relname, a.attname FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indrelid
+    JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey)
+    WHERE i.indisunique AND c.relnamespace = current_schema()::regnamespace"""
+_NOTE: Final = """
+    INSERT INTO writer (id, last_group) VALUES ($1, $2)
+    ON CONFLICT (id) DO UPDATE SET last_group = excluded.last_group, at = now()"""
+_NOTED: Final = "SELECT last_group FROM writer WHERE id = $1"
+_FORGET: Final = "DELETE FROM writer WHERE at < now() - interval '1 day'"
+_FIND_OUT_SECONDS: Final = 10.0
+_log = logging.getLogger("keyvouch.store")
+_inside: contextvars.ContextVar[bool] = contextvars.ContextVar("inside a work", default=False)
+
+
+class _Job:
+    """A work on its way: who waits for it, and how it ended."""
+
+    __slots__ = ("context", "error", "future", "value", "work")
+
+    def __init__(self, work: Callable[[Transaction], Awaitable[Any]], future: asyncio.Future[Any]) -> None:
+        self.work = work
+        self.future = future
+        self.context = contextvars.copy_context()
+        self.context.run(_inside.set, True)
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def settle(self, failure: BaseException | None) -> None:
+        """Answer the waiting caller, unless it has gone."""
+        if self.future.done():
+            return
+        error = self.error if failure is None else failure
+        if error is None:
+            self.future.set_result(self.value)
+        else:
+            self.future.set_exception(error)
+
+
+class PostgresStore:
+    """The `Store` port on one PostgreSQL database. Make it with `open`, end it with `close`; use it from one loop."""
+
+    def __init__(self, url: str, writer: Connection, unique: UniqueColumns) -> None:
+        self._url = url
+        self._unique = unique
+        self._statements = PostgresStatements()
+        self._waiting: deque[_Job] = deque()
+        self._arrived, self._idle = asyncio.Event(), asyncio.Event()
+        self._idle.set()
+        self._writer: Connection | None = writer
+        self._readers: list[Connection] = []
+        self._free_readers = asyncio.Semaphore(READERS)
+        self._closing = False
+        self._id, self._group = secrets.token_hex(16), 0
+        self._writing = asyncio.create_task(self._write_groups())
+
+    @classmethod
+    async def open(cls, url: str, server_id: str, *, migrations: Sequence[Migration] | None = None) -> PostgresStore:
+        """Open the store at `url`, and bring its schema up to date.
+
+        `server_id` is the identity of the server in hexadecimal digits; the first one that comes owns the store.
+        Raises `UnavailableError`: `STORE_UNAVAILABLE` when it cannot be reached, `STORE_SCHEMA` when it is newer than
+        this program; and `KeyvouchError(CONFIGURATION)` when it is another server's.
+        """
+        writer = await connections.connect(url)
+        try:
+            await connections.prepare(writer, server_id, migrations or connections.packaged_migrations())
+            if await writer.fetchval("SHOW fsync") == "off":
+                _log.warning("the database runs with fsync = off: after a power cut it may have lost what was promised")
+            await writer.execute(_FORGET)
+            unique: dict[str, frozenset[str]] = {}
+            for table, column in await writer.fetch(_UNIQUE_COLUMNS):
+                unique[table] = unique.get(table, frozenset()) | {column}
+        except BaseException as error:
+            writer.terminate()
+            if isinstance(error, TROUBLE):
+                raise unavailable(error) from error
+            raise
+        return cls(url, writer, unique)
+
+    @property
+    def writer_pid(self) -> int | None:
+        """The number by which the database knows this node's writer; its notifications bear it."""
+        return self._writer.get_server_pid() if self._writer is not None else None
+
+    async def read(self, work: Callable[[Snapshot], Awaitable[T]]) -> T:
+        """Run `work` on one consistent snapshot of what is durable. Raises `UnavailableError`."""
+        self._admit("A read")
+        async with self._free_readers:
+            connection = await self._reader()
+            snapshot = PostgresSnapshot(connection, self._statements)
+            token = _inside.set(True)
+            try:
+                await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                result = await run(work, snapshot)
+                await connection.execute("COMMIT")
+            except TROUBLE as error:
+                snapshot.broken = error
+                raise unavailable(error) from error
+            finally:
+                snapshot.live = False
+                _inside.reset(token)
+                await self._give_back(connection, broken=snapshot.broken is not None)
+        return result
+
+    async def write(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        """Run `work` in one transaction; return once it is durable. Raises `UnavailableError`.
+
+        A caller that is cancelled before its work has begun leaves no trace; later, the work stands.
+        """
+        self._admit("A write")
+        job = _Job(work, asyncio.get_running_loop().create_future())
+        self._waiting.append(job)
+        self._idle.clear()
+        self._arrived.set()
+        result: T = await job.future
+        return result
+
+    async def close(self) -> None:
+        """Finish the works that wait and let go of the database. May be called twice."""
+        self._closing = True
+        await self._idle.wait()
+        self._writing.cancel()
+        await asyncio.gather(self._writing, return_exceptions=True)
+        ending = [*self._readers, *([self._writer] if self._writer else [])]
+        self._readers, self._writer = [], None
+        await asyncio.gather(*(connections.close(connection) for connection in ending))
+
+    def _admit(self, what: str) -> None:
+        if self._closing:
+            raise closed()
+        if _inside.get():
+            raise UsageError(f"{what} inside a unit of work.", fix="Use the transaction the outer work was given.")
+
+    # Readers.
+
+    async def _reader(self) -> Connection:
+        while self._readers:
+            connection = self._readers.pop()
+            if not connection.is_closed():
+                return connection
+        return await connections.connect(self._url)
+
+    async def _give_back(self, connection: Connection, *, broken: bool) -> None:
+        """Keep a connection for the next read; not one that failed or was left in the middle of a statement."""
+        try:
+            if not broken and connection.is_in_transaction():
+                await connection.execute("ROLLBACK")
+        except (*TROUBLE, asyncio.CancelledError):
+            broken = True
+        if broken or self._closing:
+            connection.terminate()
+        else:
+            self._readers.append(connection)
+
+    # The writer: one group after the other, for as long as the store is open.
+
+    async def _write_groups(self) -> None:
+        while True:
+            if not self._waiting:
+                self._idle.set()
+                self._arrived.clear()
+                await self._arrived.wait()
+            group: list[_Job] = []
+            failure: BaseException | None = None
+            try:
+                await self._run_group(group)
+            except Exception as error:  # noqa: BLE001 - those who wait get it, and the next group is tried
+                failure = unavailable(error) if isinstance(error, TROUBLE) else error
+                self._drop_writer()
+            for job in group or (self._take() if failure is not None else ()):
+                job.settle(failure)
+            await asyncio.sleep(0)  # what those who were just answered write next joins the next group
+
+    async def _run_group(self, group: list[_Job]) -> None:
+        """Run what waits, as `group`, in one transaction. Raises what ended it; nothing of it stands then."""
+        connection = await self._connected_writer()
+        await connection.execute(_BEGIN)
+        until = time.perf_counter() + LONGEST_RUN
+        between = ""
+        while self._waiting and len(group) < MOST_WORKS:
+            job = self._waiting.popleft()
+            if job.future.cancelled():
+                continue
+            group.append(job)
+            if len(group) > 1:
+                await connection.execute(f"{between}SAVEPOINT work")
+                between = "RELEASE work; "
+            await self._run_job(job, connection)
+            if job.error is not None:
+                # The first work has no savepoint: with it all goes that there is, and the lock too.
+                await connection.execute("ROLLBACK TO work" if between else f"ROLLBACK; {_BEGIN}")
+            if time.perf_counter() > until:
+                break
+        if any(job.error is None for job in group):
+            await self._commit(connection)
+        else:
+            await connection.execute("ROLLBACK")
+
+    async def _run_job(self, job: _Job, connection: Connection) -> None:
+        """Run one work. Raises the failure that ends the whole group; the work's own is kept in the job."""
+        transaction = PostgresTransaction(connection, self._statements, self._unique)
+        task = asyncio.get_running_loop().create_task(_run(job.work, transaction), context=job.context)
+        try:
+            await asyncio.wait([task])
+        finally:
+            transaction.live = False
+            if not task.done():  # the store is going away
+                task.cancel()
+        job.error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if transaction.broken is not None:
+            raise unavailable(transaction.broken)
+        if job.error is None and transaction.spoiled:
+            job.error = UsageError("A unit of work went on after its transaction had gone wrong.")
+        if job.error is None:
+            job.value = task.result()
+
+    async def _commit(self, connection: Connection) -> None:
+        self._group += 1
+        await connection.execute(_NOTE, self._id, self._group)
+        try:
+            await connection.execute("COMMIT")
+        except TROUBLE as error:
+            await self._find_out(error)
+
+    async def _find_out(self, error: BaseException) -> None:
+        """Whether the group has been committed whose commit was not answered. Raises unless it was."""
+        self._drop_writer()
+        until = time.perf_counter() + _FIND_OUT_SECONDS
+        while time.perf_counter() < until:
+            try:
+                connection = await self._connected_writer()
+                # Behind the lock, so that the transaction has ended, one way or the other.
+                await connection.execute(f"SELECT pg_advisory_xact_lock({LOCK})")
+                last = await connection.fetchval(_NOTED, self._id)
+            except (*TROUBLE, UnavailableError):
+                self._drop_writer()
+                await asyncio.sleep(0.1)
+                continue
+            if last == self._group:
+                return
+            raise unavailable(error) from error
+        raise unavailable(error, UNKNOWN) from error
+
+    async def _connected_writer(self) -> Connection:
+        if self._writer is None or self._writer.is_closed():
+            self._drop_writer()
+            self._writer = await connections.connect(self._url)
+        return self._writer
+
+    def _drop_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.terminate()
+            self._writer = None
+
+    def _take(self) -> list[_Job]:
+        return [self._waiting.popleft() for _ in range(min(MOST_WORKS, len(self._waiting)))]
+
+
+async def _run(work: Callable[[Transaction], Awaitable[T]], view: PostgresTransaction) -> T:
+    return await run(work, view)
