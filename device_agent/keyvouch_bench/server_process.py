@@ -70,14 +70,17 @@ class ServerProcess:
     _process: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    def make(cls, folder: Path, *, tenant: str = "example", administrator: str = "admin") -> Self:
-        """Run `keyvouch-server init` for a new data directory inside `folder`, on free ports of the loopback."""
+    def make(cls, folder: Path, *, tenant: str = "example", administrator: str = "admin", store: str = "") -> Self:
+        """Run `keyvouch-server init` for a new data directory inside `folder`, on free ports of the loopback.
+
+        `store` is the address of a PostgreSQL database; without it the store is a file in the data directory.
+        """
         public, device = free_ports(2)
         data = folder / "server"
         done = subprocess.run(  # noqa: S603 - our own program
             [sys.executable, "-m", "keyvouch_server", "init", "--json", "--data", str(data), "--tenant", tenant,
              "--administrator", administrator, "--public-listen", f"127.0.0.1:{public}",
-             "--device-listen", f"127.0.0.1:{device}"],
+             "--device-listen", f"127.0.0.1:{device}", "--store", store],
             check=True, capture_output=True, timeout=START_SECONDS,
         )  # fmt: skip
         report = json.loads(done.stdout)

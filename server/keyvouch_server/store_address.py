@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from os import environ
 from urllib.parse import SplitResult, parse_qs, parse_qsl, quote, urlencode, urlsplit
 
 
@@ -19,8 +20,11 @@ def checked_address(address: str) -> str:
         raise ValueError(
             "a password in a store's address has its special characters written as %2F, %40, %23 and so on"
         )
+    query = parse_qs(parts.query)
+    if "service" in query or "PGSERVICE" in environ:
+        raise ValueError("where a store is has to stand in its address, and not in a PostgreSQL service (PGSERVICE)")
     far = [host for host in _hosts(parts) if not _is_here(host)]
-    if far and "sslmode" not in parse_qs(parts.query):
+    if far and "sslmode" not in query:
         raise ValueError(f"the store is on another machine, {far[0]}, and its address does not say sslmode")
     return address
 
@@ -38,7 +42,9 @@ def _hosts(parts: SplitResult) -> list[str]:
     """Names and addresses, without ports. An empty one is the database's socket on this machine."""
     named = parts.netloc.rpartition("@")[2].split(",")
     hosts = [host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host for host in named]
-    return [host.strip("[]") for host in hosts] + parse_qs(parts.query).get("host", [""])[0].split(",")
+    said = [host for value in parse_qs(parts.query).get("host", []) for host in value.split(",")]
+    found = [host.strip("[]") for host in [*hosts, *said] if host]
+    return found or environ.get("PGHOST", "").split(",")  # as the driver does
 
 
 def _is_here(host: str) -> bool:

@@ -13,8 +13,10 @@ from typing import Any
 import grpc
 import pytest
 
+from support import postgres_server
 from support.every_rpc import METHODS, call, texts_of, with_value
 from support.every_rpc import Path as Field
+from support.postgres_server import PostgresCluster
 from support.tenant_stage import TenantStage, tenant_stage
 
 NAUGHTY = [
@@ -80,8 +82,14 @@ TRACES = {
 FIELDS = [(path, field, kind) for path, method in METHODS.items() for field, kind in texts_of(method.input_type)]
 
 
-@pytest.fixture
-async def stage(server_template: Path, tmp_path: Path) -> AsyncIterator[TenantStage]:
+@pytest.fixture(params=["memory", "postgres"])
+async def stage(
+    request: pytest.FixtureRequest, server_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[TenantStage]:
+    if request.param == "postgres":
+        cluster: PostgresCluster = request.getfixturevalue("postgres_cluster")
+        cluster.start()
+        monkeypatch.setattr(postgres_server, "everywhere", [cluster])
     async with tenant_stage(server_template, tmp_path) as made:
         yield made
 

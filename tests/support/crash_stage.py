@@ -21,9 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import grpc
+
 from keyvouch.errors import UnavailableError
 from keyvouch.v1 import administration_pb2 as pb
-from keyvouch_bench.device import PromptStream, enrol_with_pass
+from keyvouch_bench.device import BenchDevice, PromptStream, enrol_with_pass
 from keyvouch_bench.server_process import ServerProcess
 from keyvouch_client import Connection, SignIn
 from keyvouch_client.backoff import Backoff
@@ -97,6 +99,10 @@ class Stage:
             connection.prover.hold(self._key)
         return connection
 
+    def channel_of(self, device: BenchDevice) -> grpc.aio.Channel:
+        """A channel by which a device reaches the server."""
+        return device.open_channel()
+
     async def _prepare(self, policy: dict[str, int]) -> None:
         server = self.server
         async with self.connect() as connection:
@@ -140,7 +146,7 @@ class Stage:
     async def ensure_running(self) -> None:
         """Start the server where an earlier test has left it dead, so that one failure is one."""
         with suppress(UnavailableError):
-            if not _has_died(self.server.pid):
+            if not has_died(self.server.pid):
                 return
             await asyncio.to_thread(self.server.wait)
         await asyncio.to_thread(self.server.start)
@@ -158,7 +164,7 @@ class Stage:
 
     async def _revive(self) -> None:
         while True:
-            await eventually(partial(_has_died, self.server.pid), math.inf)
+            await eventually(partial(has_died, self.server.pid), math.inf)
             starting = asyncio.create_task(asyncio.to_thread(self._start_again))
             try:
                 await asyncio.shield(starting)
@@ -199,7 +205,7 @@ class Stage:
             raise AssertionError(problems)
 
 
-def _has_died(pid: int) -> bool:
+def has_died(pid: int) -> bool:
     """Whether a child has ended; it is left to be waited for."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 

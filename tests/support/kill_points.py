@@ -2,7 +2,8 @@
 
 A point has a name of its program's choosing and a number: the N-th time it is reached. The file
 KEYVOUCH_TEST_POINTS names receives a line for every point that is reached. SIGUSR1 arms the point written in the file
-KEYVOUCH_TEST_ARM names, counting from then on, and is answered by the line `armed`.
+KEYVOUCH_TEST_ARM names, counting from then on, and is answered by the line `armed`. A point written as `pause POINT`
+does not end the program: it stops where it is, until SIGCONT.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from support.repository import ROOT
 
 POINTS, ARM = "KEYVOUCH_TEST_POINTS", "KEYVOUCH_TEST_ARM"
+PAUSE = "pause "
 
 
 class Points:
@@ -30,12 +32,15 @@ class Points:
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600) if log else -1
         self._arm_file = Path(arm) if arm else None
         self._armed = ""
+        self._signal = signal.SIGKILL
         self._seen: Counter[str] = Counter()
 
     def arm(self) -> None:
         """Take up the point in the file, and count from here."""
         self._seen.clear()
-        self._armed = self._arm_file.read_text().strip() if self._arm_file else ""
+        told = self._arm_file.read_text().strip() if self._arm_file else ""
+        self._armed = told.removeprefix(PAUSE)
+        self._signal = signal.SIGSTOP if told.startswith(PAUSE) else signal.SIGKILL
         self._write("armed")
 
     def reach(self, name: str) -> None:
@@ -44,7 +49,7 @@ class Points:
         point = f"{name} {self._seen[name]}"
         self._write(point)
         if point == self._armed:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self._signal)
 
     def _write(self, line: str) -> None:
         if self._log >= 0:

@@ -9,7 +9,8 @@ KIND happens while METHOD is served.
     after-commit    it is durable; its caller is never told
     before-message  a reply, or a message of a stream, is ready; it is never sent
 
-With KEYVOUCH_TEST_SLOW_DISK every commit of a call takes that many seconds longer.
+With KEYVOUCH_TEST_SLOW_DISK every commit of a call takes that many seconds longer. KEYVOUCH_TEST_STATEMENT_SECONDS is
+how long it waits for a database that hangs, instead of what the product does.
 
 Not here: any failpoint of the product; it has none. Everything else is what `keyvouch_server.bootstrap` puts together.
 """
@@ -30,15 +31,15 @@ from typing import Any, TypeVar
 import grpc
 
 from keyvouch.errors import KeyvouchError
-from keyvouch_server.bootstrap import DATABASE, Running, assemble, running
+from keyvouch_server.bootstrap import Running, assemble, open_store, running
 from keyvouch_server.config import load_config
 from keyvouch_server.ports import Snapshot, Store, Transaction
-from keyvouch_server.stores.sqlite import SqliteStore
+from keyvouch_server.stores import postgres_connection
 from support.kill_points import Points
 
 T = TypeVar("T")
 
-SLOW_DISK = "KEYVOUCH_TEST_SLOW_DISK"
+SLOW_DISK, STATEMENT_SECONDS = "KEYVOUCH_TEST_SLOW_DISK", "KEYVOUCH_TEST_STATEMENT_SECONDS"
 BEFORE_COMMIT, AFTER_COMMIT, BEFORE_MESSAGE = "before-commit", "after-commit", "before-message"
 
 _METHOD: ContextVar[str] = ContextVar("method", default="")
@@ -80,6 +81,11 @@ class MortalStore:
     async def close(self) -> None:
         """See `ports.Store`."""
         await self._inner.close()
+
+    @property
+    def writer_pid(self) -> int | None:
+        """See `keyvouch_server.stores.postgres`; a store in a file has none."""
+        return getattr(self._inner, "writer_pid", None)
 
 
 class Observer(grpc.aio.ServerInterceptor):
@@ -140,7 +146,7 @@ async def serve(data: Path, points: Points, *, slow_disk: float) -> None:
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGUSR1, points.arm)
     config = load_config(data)
-    store = MortalStore(SqliteStore.open(data / DATABASE), points, slow_disk=slow_disk)
+    store = MortalStore(await open_store(data, config), points, slow_disk=slow_disk)
     app = assemble(data, config, store)
     try:
         async with running(app) as listening:
@@ -164,6 +170,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True)
     arguments = parser.parse_args()
     points = Points()
+    if STATEMENT_SECONDS in os.environ:
+        setattr(postgres_connection, "_STATEMENT_SECONDS", float(os.environ[STATEMENT_SECONDS]))  # noqa: B010 - it is Final
     observe_servers(Observer(points))
     try:
         asyncio.run(serve(arguments.data, points, slow_disk=float(os.environ.get(SLOW_DISK, "0"))))

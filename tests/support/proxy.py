@@ -27,14 +27,17 @@ class Direction(Enum):
 
 
 class FaultyProxy:
-    """Listens on the loopback and forwards to a port of it. `connections` counts what it has accepted."""
+    """Listens on the loopback and forwards to ports of it: each connection to the next one where somebody listens.
 
-    def __init__(self, target: int, *, port: int = 0) -> None:
+    `connections` counts what it has accepted.
+    """
+
+    def __init__(self, *targets: int, port: int = 0) -> None:
         self.port = port
         self.connections = 0
         self.delay = 0.0
         self.refusing = False
-        self._target = target
+        self._targets = targets
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = {direction: asyncio.Event() for direction in Direction}
@@ -83,9 +86,12 @@ class FaultyProxy:
             writer.transport.abort()
             return
         self.connections += 1
-        try:
-            to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:
+        first = self.connections % len(self._targets)
+        for target in self._targets[first:] + self._targets[:first]:
+            with suppress(OSError):
+                to_reader, to_writer = await asyncio.open_connection("127.0.0.1", target)
+                break
+        else:
             writer.transport.abort()
             return
         self._writers |= {writer, to_writer}

@@ -21,15 +21,37 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """What became of one call: the name of its status, the reason of its refusal, its response."""
+    """What became of one call: the name of its status, the reason of its refusal, its response.
+
+    `met` are the reasons of the refusals before, if it was sent again: empty where there was no answer. `longest` is
+    how many seconds its longest attempt took.
+    """
 
     code: str
     reason: str
     response: bytes
+    met: frozenset[str]
+    longest: float
+
+
+class Race:
+    """A race that goes on in some of the processes."""
+
+    def __init__(self, running: Sequence[tuple[int, subprocess.Popen[str]]]) -> None:
+        self._running = dict(running)
+
+    def finishes(self, *but_for: int) -> list[Finish]:
+        """Wait for all processes that were not heard yet `but_for` these; what became of their calls, hand by hand."""
+        heard = [number for number in self._running if number not in but_for]
+        told = [one for number in heard for one in json.loads(_hear(self._running.pop(number)))]
+        return [
+            Finish(f["code"], f["reason"], base64.b64decode(f["response"]), frozenset(f["met"]), f["longest"])
+            for f in told
+        ]
 
 
 class Racers:
-    """Client processes. `race` is for a thread: it waits for them."""
+    """Client processes. `start` and `race` are for a thread: they wait for them."""
 
     def __init__(self, processes: Sequence[subprocess.Popen[str]]) -> None:
         self._processes = processes
@@ -46,18 +68,28 @@ class Racers:
         insist: bool = False,
     ) -> list[Finish]:
         """Send `requests`, dealt out to the processes, all at once; returns what became of them, hand by hand."""
+        return self.start(method, requests, metadata, insist=insist).finishes()
+
+    def start(
+        self,
+        method: str,
+        requests: Sequence[Message],
+        metadata: Sequence[tuple[str, str]] = (),
+        *,
+        insist: bool = False,
+    ) -> Race:
+        """The same, without waiting for the end."""
         hands = [requests[n :: len(self)] for n in range(len(self))]
-        taking_part = [(p, hand) for p, hand in zip(self._processes, hands, strict=True) if hand]
-        for process, hand in taking_part:
-            encoded = [base64.b64encode(one.SerializeToString()).decode() for one in hand]
+        taking_part = [(n, self._processes[n]) for n, hand in enumerate(hands) if hand]
+        for number, process in taking_part:
+            encoded = [base64.b64encode(one.SerializeToString()).decode() for one in hands[number]]
             race = {"method": method, "metadata": list(metadata), "requests": encoded, "insist": insist}
             _tell(process, json.dumps(race))
-        for process, _ in taking_part:
+        for _, process in taking_part:
             _hear(process)
-        for process, _ in taking_part:
+        for _, process in taking_part:
             _tell(process, "go")
-        told = [one for process, _ in taking_part for one in json.loads(_hear(process))]
-        return [Finish(one["code"], one["reason"], base64.b64decode(one["response"])) for one in told]
+        return Race(taking_part)
 
 
 def _tell(process: subprocess.Popen[str], line: str) -> None:
@@ -75,13 +107,13 @@ def _hear(process: subprocess.Popen[str]) -> str:
 
 
 @contextmanager
-def racers(count: int, server: str, ca: Path) -> Iterator[Racers]:
-    """Start `count` processes; they end with the block."""
-    command = [sys.executable, "-m", racing_client.__name__, server, str(ca)]
-    processes = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-        for _ in range(count)
-    ]
+def racers(count: int, servers: Sequence[str], ca: Path) -> Iterator[Racers]:
+    """Start `count` processes; they end with the block. The n-th one begins with the n-th of `servers`, in turn."""
+    processes = []
+    for number in range(count):
+        first = number % len(servers)
+        command = [sys.executable, "-m", racing_client.__name__, str(ca), *servers[first:], *servers[:first]]
+        processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT))
     try:
         yield Racers(processes)
     finally:

@@ -37,12 +37,12 @@ async def insist(connection: Connection, attempt: Callable[[], Awaitable[T]]) ->
     return await persist(attempt, seconds=PATIENCE, backoff=connection.backoff)
 
 
-async def begin(connection: Connection, tenant: str, username: str, *, app: str = "shop") -> Begun:
+async def begin(connection: Connection, tenant: str, username: str, *, app: str = "shop", seconds: float = 15) -> Begun:
     """One BeginSignIn, not repeated; what comes back can be watched and redeemed."""
     key = new_proof_key()
     context = pb.SignInContext(tenant=tenant, username=username, app_id=app, app_name=app, audience="keyvouch")
     request = pb.BeginSignInRequest(context=context, proof_public_key=spki_of(key.public_key()))
-    return Begun(connection, await answer(connection.sign_ins.BeginSignIn(request, timeout=15)), key)
+    return Begun(connection, await answer(connection.sign_ins.BeginSignIn(request, timeout=seconds)), key)
 
 
 def refresh_request(session: Session) -> sessions_pb2.RefreshSessionRequest:

@@ -38,6 +38,8 @@ def test_addresses_that_are_taken_as_they_are(address: str) -> None:
         ("postgresql://kv@localhost,db.example.org/keys", "db.example.org"),
         ("postgresql://kv@/keys?host=db.example.org", "db.example.org"),
         ("postgresql://kv@/keys?host=/run/postgresql,db.example.org", "db.example.org"),
+        ("postgresql://kv@/keys?host=/run/postgresql&host=db.example.org", "db.example.org"),
+        ("postgresql://kv@localhost/keys?service=far", "PGSERVICE"),
         ("postgresql://kv:p/ss@localhost/keys", "%2F"),
         ("postgresql://kv@localhost/keys#x", "%23"),
     ],
@@ -46,6 +48,16 @@ def test_addresses_that_are_refused_with_what_is_wrong(address: str, says: str) 
     with pytest.raises(ValueError, match="address") as refused:
         checked_address(address)
     assert says in str(refused.value)
+
+
+def test_the_environment_leads_nowhere_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGHOST", "db.example.org")
+    assert checked_address("postgresql://kv@localhost/keys")
+    with pytest.raises(ValueError, match=r"db\.example\.org"):
+        checked_address("postgresql://kv@/keys")
+    monkeypatch.setenv("PGSERVICE", "far")
+    with pytest.raises(ValueError, match="PGSERVICE"):
+        checked_address("postgresql://kv@localhost/keys")
 
 
 @pytest.mark.parametrize(
