@@ -141,9 +141,10 @@ class NodeEvents:
         devices = await tx.find(Device, {"id": OneOf(tuple(lot))}, limit=len(lot))
         still_open = {"device_id": OneOf(tuple(lot)), "expires_at": Above(self._world.clock.now())}
         prompts = await tx.find(Prompt, still_open, limit=_ALL)
-        ids = tuple({prompt.sign_in_id for prompt in prompts})
-        rows = await tx.find(SignIn, {"id": OneOf(ids)}, limit=len(ids)) if ids else []
-        return {device.id for device in devices}, prompts, {row.id: row for row in rows}
+        ids, sign_ins = iter({prompt.sign_in_id for prompt in prompts}), dict[SignInId, SignIn]()
+        while some := tuple(itertools.islice(ids, AT_ONCE)):  # under load there are more than one statement can name
+            sign_ins |= {row.id: row for row in await tx.find(SignIn, {"id": OneOf(some)}, limit=len(some))}
+        return {device.id for device in devices}, prompts, sign_ins
 
 
 class Lots(Generic[K]):

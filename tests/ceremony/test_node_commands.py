@@ -143,7 +143,8 @@ def test_init_where_no_database_answers_says_what_why_and_what_to_do(tmp_path: P
     for store in (f"postgresql://kv:secret@127.0.0.1:{nobody}/kv", f"postgresql://kv@/kv?host={tmp_path}"):
         error = refusal(init(tmp_path / "server", store))
         assert error["reason"] == "store_unavailable"
-        assert "database" in error["fix"]
+        assert store.replace(":secret", "") in error["message"]
+        assert "address" in error["fix"]
         assert not (tmp_path / "server").exists()
 
 

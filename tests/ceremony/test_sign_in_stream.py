@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,7 +16,10 @@ from keyvouch.statement import Purpose, proof_statement
 from keyvouch.v1 import common_pb2
 from keyvouch.v1 import sign_in_pb2 as pb
 from keyvouch_client.errors import answer
+from keyvouch_server.domain.model import Prompt
+from keyvouch_server.use_cases.sign_in import BegunSignIn
 from support.live_server import TENANT, LiveServer
+from support.strangers import OFFICE, Answerer, Caller, row_of
 from support.stubborn import new_proof_key
 
 
@@ -86,6 +90,26 @@ async def test_an_approval_that_is_told_twice_is_one_session_P7(live: LiveServer
         assert (await answer(call.read())).WhichOneof("event") == "session"
         await call.write(begin(2))
         assert (await answer(call.read())).WhichOneof("event") == "begun"
+
+
+async def test_what_is_approved_and_superseded_in_one_moment_is_answered_once_and_its_tag_is_free_KI4(live: LiveServer):
+    ada = await live.person("ada")
+    answerer = await Answerer.of(live, ada)
+
+    async def waiting() -> BegunSignIn:
+        row = await row_of(live, (await answer(call.read())).begun.sign_in_id)
+        prompts = await live.app.store.read(lambda tx: tx.find(Prompt, {"sign_in_id": row.id}))
+        return BegunSignIn(row, (), tuple(prompts))
+
+    async with stream(live) as call:
+        await call.write(begin(1))
+        first = await waiting()
+        await asyncio.gather(answerer.approves(first, first.sign_in.number), Caller.at(live, OFFICE).begins("ada"))
+        assert (await answer(call.read())).changed.state == common_pb2.SIGN_IN_STATE_SUPERSEDED
+        await call.write(begin(1))
+        second = await waiting()
+        await answerer.approves(second, second.sign_in.number)
+        assert (await answer(call.read())).WhichOneof("event") == "session"
 
 
 async def test_a_refused_begin_is_answered_with_its_tag(live: LiveServer):

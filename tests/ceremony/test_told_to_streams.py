@@ -20,6 +20,7 @@ from keyvouch_server.rpc.sign_in_stream import request_of
 from keyvouch_server.use_cases.registration_completion import Departing, RegistrationAnswer
 from support.live_server import TENANT, LiveServer, Person, refused
 from support.registering import begin
+from support.strangers import CAFE, OFFICE, Caller
 
 
 async def left_alone(act: Coroutine[Any, Any, object], is_durable: Callable[[], Awaitable[bool]]) -> None:
@@ -130,6 +131,26 @@ async def test_ki4_a_superseded_request_hears_of_it_and_a_device_of_the_new_one_
         assert heard.state is SignInState.SUPERSEDED
         assert (await ada.stream.read()).withdrawn.prompt_id == first.prompt_id
         assert (await ada.stream.read()).prompt.prompt_id not in ("", first.prompt_id)
+
+
+async def test_ki4_who_begins_first_hears_of_the_next_request_although_its_client_has_gone_already(live: LiveServer):
+    """Both are durable in one moment. The second is not to be told before the first one's caller has subscribed."""
+    await live.person("ada")
+    told: asyncio.Queue[SignIn | None] = asyncio.Queue()
+
+    async def begin_and_follow() -> None:
+        begun = await Caller.at(live, OFFICE).begins("ada")
+        live.app.relay.watch(begun.sign_in.id, told.put_nowait)
+
+    first = asyncio.create_task(begin_and_follow())
+    second = asyncio.create_task(Caller.at(live, CAFE).begins("ada"))
+    await asyncio.sleep(0)
+    second.cancel()
+    await first
+    async with asyncio.timeout(5):
+        heard = await told.get()
+    assert heard is not None
+    assert heard.state is SignInState.SUPERSEDED
 
 
 async def test_ps21_a_consumption_is_told_although_nobody_waits_for_the_reply(live: LiveServer):

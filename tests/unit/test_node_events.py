@@ -15,9 +15,10 @@ from keyvouch.ids import DeviceId, PromptId, SignInId
 from keyvouch_server import bootstrap
 from keyvouch_server.domain.model import Device, Prompt, SignIn, SignInState
 from keyvouch_server.domain.policy import Policy
-from keyvouch_server.node_events import FIRST_DELAY, Lots, NodeEvents
+from keyvouch_server.node_events import AT_ONCE, FIRST_DELAY, Lots, NodeEvents
 from keyvouch_server.ports import Transaction
 from keyvouch_server.relay import MOST_MISSED, DeviceRemoved, MissedSignIns, PromptArrived, PromptWithdrawn, Relay
+from keyvouch_server.stores import records
 from keyvouch_server.stores.memory import MemoryStore
 from keyvouch_server.stores.postgres_watch import DeviceGone, PromptEnded, PromptMade, SignInChanged
 from support import sample_records as samples
@@ -139,6 +140,20 @@ async def test_a_prompt_that_was_withdrawn_meanwhile_is_not_put_PS21(node: Node)
         assert await mine.take() == DeviceRemoved()
 
 
+async def test_a_prompt_is_put_however_many_were_withdrawn_before_it_KI4(node: Node):
+    old = replace(samples.SIGN_IN, id=SignInId("sin_old"), state=SignInState.SUPERSEDED, expires_at=node.now + 60)
+    withdrawn = replace(samples.PROMPT, sign_in_id=old.id, device_id=DEVICE, created_at=0, expires_at=node.now + 60)
+    await node.put(old, *(replace(withdrawn, id=PromptId(f"prm_{number}")) for number in range(1001)))
+    await node.prompted()
+    with node.relay.device(DEVICE) as mine:
+        node.events.heard(PromptMade(DEVICE, PROMPT), FOREIGN)
+        await node.idle()
+        node.relay.device_removed(DEVICE)
+        event = await mine.take()
+        assert isinstance(event, PromptArrived)
+        assert event.prompt.id == PROMPT
+
+
 async def test_who_watches_is_told_what_stands_in_the_row(node: Node):
     await node.prompted()
     heard = list[SignIn | None]()
@@ -198,13 +213,31 @@ async def test_after_a_loss_everything_that_is_waited_for_is_looked_at(node: Nod
         await node.idle()
         node.events.lost()
         read = await node.idle()
-        assert read.count(("find", "Device")) == 1
+        assert read.count(("find", "Device")) == 2  # once for all devices, once for the one that is prompted
         assert [type(await mine.take()) for _ in range(2)] == [PromptArrived, PromptWithdrawn]
         arrived = await other.take()
         assert isinstance(arrived, PromptArrived)
         assert arrived.prompt.id == "prm_new"
         assert await gone.take() == DeviceRemoved()
     assert [row.state for row in heard if row] == [SignInState.DENIED]
+
+
+async def test_after_a_loss_devices_are_looked_at_however_many_prompts_they_had(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(records, "_MOST_CHOICES", AT_ONCE)  # so that the test needs few
+    ids = [SignInId(f"sin_{number}") for number in range(AT_ONCE + 1)]
+    done = replace(samples.SIGN_IN, state=SignInState.CONSUMED, same_device=False, security_key=False)
+    ended = replace(samples.PROMPT, device_id=DEVICE, expires_at=node.now + 60)
+    await node.put(*(replace(done, id=id_) for id_ in ids))
+    await node.put(*(replace(ended, id=PromptId(f"prm_{id_}"), sign_in_id=id_) for id_ in ids))
+    gone = DeviceId("dev_gone")
+    with node.relay.device(DEVICE), node.relay.device(gone) as cut:
+        node.events.lost()
+        await node.idle()
+        node.relay.device_removed(DEVICE)
+        async with asyncio.timeout(5):
+            assert await cut.take() == DeviceRemoved()
 
 
 async def test_after_a_loss_nothing_is_withdrawn_from_the_device_that_has_decided(node: Node):

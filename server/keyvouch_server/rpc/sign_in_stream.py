@@ -132,8 +132,17 @@ class SignInStream:
             self._finish(tag, pb.SignInSessionResponse(tag=tag, changed=watched_message(row)))
 
     async def _redeem(self, tag: int, row: SignIn) -> None:
-        redeemed = await self._redemptions.consume(row.id)
+        try:
+            redeemed = await self._redemptions.consume(row.id)
+        except KeyvouchError:
+            if self._is_open(tag, row):
+                raise
+            return  # it ended meanwhile and was told; the tag may be another's by now
         self._finish(tag, pb.SignInSessionResponse(tag=tag, session=redeemed_message(redeemed)))
+
+    def _is_open(self, tag: int, row: SignIn) -> bool:
+        found = self._open.get(tag)
+        return found is not None and found.begun is not None and found.begun.sign_in.id == row.id
 
     def _finish(self, tag: int, last: pb.SignInSessionResponse) -> None:
         self.outbox.put_nowait(last)

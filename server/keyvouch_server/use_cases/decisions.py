@@ -70,14 +70,18 @@ class Decisions:
         return await self._world.store.read(lambda tx: self._open_prompts(tx, devices))
 
     async def _open_prompts(self, tx: Snapshot, devices: tuple[DeviceId, ...]) -> list[tuple[Prompt, NumberAsked]]:
-        still_open = {"device_id": OneOf(devices), "expires_at": Above(self._world.clock.now())}
-        prompts = await tx.find(Prompt, still_open, order="created_at")
-        if not prompts:
+        """Looked for among what is pending, little of each user: of withdrawn prompts there may be any number."""
+        found = await tx.find(Device, {"id": OneOf(devices)}, limit=len(devices))
+        if not found:
             return []
-        wanted = {"id": OneOf(tuple({p.sign_in_id for p in prompts})), "state": SignInState.PENDING}
+        now, owners = self._world.clock.now(), tuple({device.user_id for device in found})
+        wanted = {"user_id": OneOf(owners), "state": SignInState.PENDING, "expires_at": Above(now)}
         rows = [row for row in await tx.find(SignIn, wanted) if row.way is SignInWay.PROMPT]
         asked = {row.id: asked_of(row) for row in rows if await self._is_allowed(tx, row)}
-        return [(p, asked[p.sign_in_id]) for p in prompts if p.sign_in_id in asked]
+        if not asked:
+            return []
+        offered = {"sign_in_id": OneOf(tuple(asked)), "device_id": OneOf(devices)}
+        return [(p, asked[p.sign_in_id]) for p in await tx.find(Prompt, offered, order="created_at")]
 
     async def _is_allowed(self, tx: Snapshot, sign_in: SignIn) -> bool:
         policy, user = await self._world.policy_of(tx, sign_in.tenant_id), await tx.get(User, id=sign_in.user_id)

@@ -201,8 +201,9 @@ def precise(failed: Exception) -> dict[str, str]:
 
 
 def _tell_of(done: asyncio.Task[T], tell: Callable[[T], None]) -> None:
+    """No sooner than a caller who had stayed: of acts in one group, the first one's caller is to be there first."""
     if not done.cancelled() and done.exception() is None:
-        tell(done.result())
+        done.get_loop().call_soon(tell, done.result())
 
 
 def settled(result: T | KeyvouchError) -> T:
