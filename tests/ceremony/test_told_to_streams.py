@@ -14,9 +14,11 @@ from keyvouch.ids import SignInId
 from keyvouch.proofs import spki_of
 from keyvouch.statement import Decision
 from keyvouch.v1 import sign_in_pb2
-from keyvouch_server.domain.model import Device, DeviceFate, SignIn, SignInState
+from keyvouch_server.domain.model import Device, DeviceFate, Role, SignIn, SignInState
 from keyvouch_server.rpc.prompts import answer_of
 from keyvouch_server.rpc.sign_in_stream import request_of
+from keyvouch_server.use_cases.access_passes import OldSessions, PassWish
+from keyvouch_server.use_cases.directory import UserWish
 from keyvouch_server.use_cases.registration_completion import Departing, RegistrationAnswer
 from support.live_server import TENANT, LiveServer, Person, refused
 from support.registering import begin
@@ -169,3 +171,29 @@ async def test_ps21_a_consumption_is_told_although_nobody_waits_for_the_reply(li
         heard = await told.get()
         assert heard is not None
         assert heard.state is SignInState.CONSUMED
+
+
+@pytest.mark.parametrize("by", ["its owner", "a deleted pass", "a replaced pass", "another role"])
+async def test_ps18_who_waits_with_an_approval_hears_that_it_counts_no_more(live: LiveServer, by: str):
+    ada = await live.person("ada")
+    if by.endswith("pass"):
+        await live.issue_pass_again("ada")
+    session = await live.signed_in(ada)
+    opened = await live.approved(ada)
+    told: asyncio.Queue[SignIn | None] = asyncio.Queue()
+    live.app.relay.watch(SignInId(opened.begun.sign_in_id), told.put_nowait)
+    owner = await live.app.authenticate(session.tokens.access_token)
+    administrator = await live.app.authenticate((await live.admin())[0][1].partition(" ")[2])
+    app = live.app
+    await {
+        "its owner": lambda: app.sessions.revoke_others(owner),
+        "a deleted pass": lambda: app.passes.delete(administrator, "ada"),
+        "a replaced pass": lambda: app.passes.replace(administrator, "ada", PassWish(), OldSessions.REVOKE),
+        "another role": lambda: app.directory.update(administrator, "ada", UserWish(role=Role.GLOBAL_READER)),
+    }[by]()
+    async with asyncio.timeout(5):
+        heard = await told.get()
+        assert heard is not None
+        assert heard.state is SignInState.CANCELLED
+    with refused(Reason.SIGN_IN_CANCELLED):
+        await opened.redeem()

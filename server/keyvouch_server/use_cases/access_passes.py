@@ -23,7 +23,7 @@ from keyvouch_server.domain.authorisation import Action, authorise
 from keyvouch_server.domain.model import AccessPass, User
 from keyvouch_server.domain.policy import Policy
 from keyvouch_server.ports import Above, Keys, Snapshot, Transaction
-from keyvouch_server.use_cases.sessions import Sessions
+from keyvouch_server.use_cases.sessions import Ended, Sessions
 from keyvouch_server.use_cases.world import Caller, World, settled, unknown_user
 
 
@@ -104,7 +104,7 @@ class AccessPasses:
         Raises `NotFoundError(ACCESS_PASS_NONE)` where there is nothing to replace.
         """
 
-        async def work(tx: Transaction) -> CreatedPass | KeyvouchError:
+        async def work(tx: Transaction) -> tuple[CreatedPass, Ended] | KeyvouchError:
             user, actor = await self._target(tx, caller, username, Action.REPLACE_ACCESS_PASS), caller.user.id
             policy = await self._world.policy_of(tx, user.tenant_id)
             code, made = self._draw(user, policy, wish)
@@ -112,13 +112,19 @@ class AccessPasses:
             if not gone:
                 return _none(user, "Create one.")
             if sessions is OldSessions.KEEP:
-                ended = await self._end_sessions_of(tx, gone[0], actor=actor)
+                ended = Ended(await self._end_sessions_of(tx, gone[0], actor=actor))
             else:
                 ended = await self._end_all_sessions(tx, user, actor=actor)
             action, replaced = "access_pass.replace", {"replaced": gone[0].id, "sessions": sessions.value}
-            return await self._insert(tx, user, policy, made, code, action, actor=actor, ended=ended, **replaced)
+            count = ended.sessions
+            created = await self._insert(tx, user, policy, made, code, action, actor=actor, ended=count, **replaced)
+            return created, ended
 
-        return settled(await self._world.store.write(work))
+        def tell(done: tuple[CreatedPass, Ended] | KeyvouchError) -> None:
+            if not isinstance(done, KeyvouchError):
+                self._sessions.tell(done[1])
+
+        return settled(await self._world.write_and_tell(work, tell))[0]
 
     def _draw(self, user: User, policy: Policy, wish: PassWish) -> tuple[str, AccessPass]:
         """T3, T6: a code, and the pass that it opens. Raises FIELD_INVALID for what policy does not allow."""
@@ -192,7 +198,7 @@ class AccessPasses:
         Returns how many ended.
         """
 
-        async def work(tx: Transaction) -> int | KeyvouchError:
+        async def work(tx: Transaction) -> Ended | KeyvouchError:
             user = await self._target(tx, caller, username, Action.DELETE_ACCESS_PASS)
             policy = await self._world.policy_of(tx, user.tenant_id)
             valid = await usable_pass(tx, self._world, user, policy) is not None
@@ -202,18 +208,22 @@ class AccessPasses:
             if valid:
                 ended = await self._end_all_sessions(tx, user, actor=caller.user.id)
             else:
-                ended = await self._end_sessions_of(tx, gone[0], actor=caller.user.id)
-            await self._audit(tx, "access_pass.delete", caller.user.id, gone[0], ended_sessions=str(ended))
+                ended = Ended(await self._end_sessions_of(tx, gone[0], actor=caller.user.id))
+            await self._audit(tx, "access_pass.delete", caller.user.id, gone[0], ended_sessions=str(ended.sessions))
             return ended
 
-        return settled(await self._world.store.write(work))
+        def tell(done: Ended | KeyvouchError) -> None:
+            if not isinstance(done, KeyvouchError):
+                self._sessions.tell(done)
+
+        return settled(await self._world.write_and_tell(work, tell)).sessions
 
     async def _end_sessions_of(self, tx: Transaction, gone: AccessPass, *, actor: str) -> int:
         """T8: no session outlives the pass that opened it."""
         live = await self._sessions.live_sessions(tx, user_id=gone.user_id, access_pass_id=gone.id)
         return await self._sessions.revoke_in(tx, live, reason="access_pass_deleted", actor=actor)
 
-    async def _end_all_sessions(self, tx: Transaction, user: User, *, actor: str) -> int:
+    async def _end_all_sessions(self, tx: Transaction, user: User, *, actor: str) -> Ended:
         return await self._sessions.end_all_in(tx, user.id, reason="access_pass_deleted", actor=actor)
 
     async def _target(self, tx: Snapshot, caller: Caller, username: str, action: Action) -> User:

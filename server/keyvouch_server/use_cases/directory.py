@@ -39,7 +39,7 @@ from keyvouch_server.use_cases.directory_views import (
     views_of,
 )
 from keyvouch_server.use_cases.login_names import insert_name, name_taken, rename
-from keyvouch_server.use_cases.sessions import Sessions
+from keyvouch_server.use_cases.sessions import Ended, Sessions
 from keyvouch_server.use_cases.world import Caller, World, limit_reached, unknown_user
 
 
@@ -167,7 +167,7 @@ class Directory:
         P16: a pass goes too where somebody who could make it for the old role could not for the new one.
         """
 
-        async def work(tx: Transaction) -> tuple[UserView, int]:
+        async def work(tx: Transaction) -> tuple[UserView, Ended]:
             await self._world.must_stand(tx, caller)
             before = await self._target(tx, caller, who, Action.UPDATE_USER)
             wanted = _wished(before, wish)
@@ -177,7 +177,7 @@ class Directory:
                 await self._keep_an_administrator(tx, before)
             if wanted.username != before.username:
                 await rename(tx, before, wanted)
-            ended = 0
+            ended = Ended(0)
             if wanted != before:
                 await self._change(tx, before, wanted, actor=caller.user.id)
             if wanted.role is not before.role:
@@ -185,7 +185,8 @@ class Directory:
                 await self._drop_pass(tx, before, wanted, actor=caller.user.id)
             return (await views_of(tx, [wanted]))[0], ended
 
-        return await self._world.store.write(work)
+        view, ended = await self._world.write_and_tell(work, lambda done: self._sessions.tell(done[1]))
+        return view, ended.sessions
 
     async def _drop_pass(self, tx: Transaction, before: User, wanted: User, *, actor: str) -> None:
         """Whoever made it knows the code, and would be the user of a higher role by it."""

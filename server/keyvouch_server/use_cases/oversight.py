@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from keyvouch.errors import KeyvouchError, NotFoundError, Reason
 from keyvouch_server.domain.authorisation import Action, authorise
-from keyvouch_server.domain.model import Device, Session, SignIn, User
+from keyvouch_server.domain.model import Device, Session, User
 from keyvouch_server.domain.oversight_model import RiskEvent
 from keyvouch_server.ports import Above, Below, OneOf, Snapshot, Transaction
-from keyvouch_server.use_cases.sessions import Sessions
+from keyvouch_server.use_cases.sessions import Ended, Sessions
 from keyvouch_server.use_cases.world import Caller, World, settled, unknown_device, unknown_user
 
 ENDED_BY_ADMINISTRATOR = "ended_by_administrator"
@@ -54,12 +54,6 @@ class RiskView:
         return f"{self.event.at} {self.event.id}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    sessions: int
-    sign_ins: Sequence[SignIn]
-
-
 class Oversight:
     """Reading and ending sessions; reading and closing risk events."""
 
@@ -89,21 +83,17 @@ class Oversight:
         Raises NotFoundError with USER_UNKNOWN, DEVICE_UNKNOWN or SESSION_UNKNOWN, and what `authorise` raises.
         """
 
-        async def work(tx: Transaction) -> _Ended:
+        async def work(tx: Transaction) -> Ended:
             await self._world.must_stand(tx, caller)
             if of.session_id:
-                return _Ended(await self._end(tx, caller, await self._one(tx, caller, of.session_id)), ())
+                return Ended(await self._end(tx, caller, await self._one(tx, caller, of.session_id)))
             where = await self._where(tx, caller, of)
             live = await self._sessions.live_sessions(tx, **where)
             ending = [s for s in live if not (of.whole_tenant and s.id == caller.session.id)]
             cancelled = await self._sessions.cancel_approvals(tx, actor=caller.user.id, **where)
-            return _Ended(await self._end(tx, caller, ending), cancelled)
+            return Ended(await self._end(tx, caller, ending), cancelled)
 
-        def tell(done: _Ended) -> None:
-            for sign_in in done.sign_ins:
-                self._world.announcer.sign_in(sign_in, ())
-
-        return (await self._world.write_and_tell(work, tell)).sessions
+        return (await self._world.write_and_tell(work, self._sessions.tell)).sessions
 
     async def _end(self, tx: Transaction, caller: Caller, sessions: Sequence[Session]) -> int:
         return await self._sessions.revoke_in(tx, sessions, reason=ENDED_BY_ADMINISTRATOR, actor=caller.user.id)

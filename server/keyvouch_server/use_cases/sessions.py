@@ -49,6 +49,14 @@ class IssuedSession:
     refresh_token: str = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What an act has ended: how many sessions, and the approvals for more that were cancelled with them."""
+
+    sessions: int
+    sign_ins: Sequence[SignIn] = ()
+
+
 class Sessions:
     """Opening, prolonging, checking and ending sessions."""
 
@@ -228,14 +236,20 @@ class Sessions:
                 fix="Enrol a device, then sign in with it.",
             )
 
-        async def work(tx: Transaction) -> int:
+        async def work(tx: Transaction) -> Ended:
             await self._world.must_stand(tx, caller)
             sessions = await self.live_sessions(tx, user_id=caller.user.id)
             others = [session for session in sessions if session.id != caller.session.id]
-            await self.cancel_approvals(tx, actor=caller.user.id, user_id=caller.user.id)
-            return await self.revoke_in(tx, others, reason="ended_by_owner", actor=caller.user.id)
+            cancelled = await self.cancel_approvals(tx, actor=caller.user.id, user_id=caller.user.id)
+            ended = await self.revoke_in(tx, others, reason="ended_by_owner", actor=caller.user.id)
+            return Ended(ended, cancelled)
 
-        return await self._world.store.write(work)
+        return (await self._world.write_and_tell(work, self.tell)).sessions
+
+    def tell(self, ended: Ended) -> None:
+        """Tell who watches what was cancelled."""
+        for sign_in in ended.sign_ins:
+            self._world.announcer.sign_in(sign_in, ())
 
     async def revoke_in(self, tx: Transaction, sessions: Sequence[Session], *, reason: str, actor: str) -> int:
         """End sessions inside somebody else's transaction, each with its audit record; returns how many lived."""
@@ -257,10 +271,11 @@ class Sessions:
                 )
         return ended
 
-    async def end_all_in(self, tx: Transaction, user: UserId, *, reason: str, actor: str) -> int:
-        """End all sessions of a user, and what was approved for more of them; returns how many sessions ended."""
-        await self.cancel_approvals(tx, actor=actor, user_id=user)
-        return await self.revoke_in(tx, await self.live_sessions(tx, user_id=user), reason=reason, actor=actor)
+    async def end_all_in(self, tx: Transaction, user: UserId, *, reason: str, actor: str) -> Ended:
+        """End all sessions of a user, and what was approved for more of them. `tell` of it once it is durable."""
+        cancelled = await self.cancel_approvals(tx, actor=actor, user_id=user)
+        live = await self.live_sessions(tx, user_id=user)
+        return Ended(await self.revoke_in(tx, live, reason=reason, actor=actor), cancelled)
 
     async def cancel_approvals(self, tx: Transaction, *, actor: str, **where: object) -> list[SignIn]:
         """Sign-ins that are approved and not redeemed: who holds one would have a new session a moment later."""
