@@ -134,7 +134,8 @@ def test_many_logins_and_signatures_leave_nothing_open(vault: Pkcs11Vault, softh
         vault.verify_user(Typed(softhsm.user_pin))
         vault.lock()
     library = vault._account.library
-    assert (descriptors() - before, library._leaked, library._in_use) == (0, 0, 0)
+    left_open = max(0, descriptors() - before)  # fewer, where something of an earlier test has closed meanwhile
+    assert (left_open, library._leaked, library._in_use) == (0, 0, 0)
 
 
 def test_broken_off_look_at_a_new_card_has_a_name(
