@@ -44,6 +44,8 @@ LONGEST_RUN: Final = 0.02
 """Seconds after which a group takes no more works, so that other nodes have their turn."""
 READERS: Final = 8
 """Reads at the same time; more wait."""
+LONGEST_WAIT: Final = 20.0
+"""Seconds after which a read that waits for its turn is refused."""
 UNKNOWN: Final = "Whether the act took place could not be found out."
 
 _BEGIN: Final = f"BEGIN; SELECT pg_advisory_xact_lock({LOCK})"
@@ -51,12 +53,16 @@ _UNIQUE_COLUMNS: Final = """
     SELECT DISTINCT c.relname, a.attname FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indrelid
     JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey)
     WHERE i.indisunique AND c.relnamespace = current_schema()::regnamespace"""
+# Nothing is noted, and so nothing committed, in a schema that is not this program's.
 _NOTE: Final = """
-    INSERT INTO writer (id, last_group) VALUES ($1, $2)
+    INSERT INTO writer (id, last_group) SELECT $1, $2 FROM store_version WHERE version = $3
     ON CONFLICT (id) DO UPDATE SET last_group = excluded.last_group, at = now()"""
-_NOTED: Final = "SELECT last_group FROM writer WHERE id = $1"
+# A write, though nothing is to be changed: it is answered only where commits are, and once all before it are as durable
+# as they have to be. So a copy that only follows, or a commit that has not reached one yet, deceives nobody.
+_NOTED: Final = "UPDATE writer SET at = now() WHERE id = $1 RETURNING last_group"
 _FORGET: Final = "DELETE FROM writer WHERE at < now() - interval '1 day'"
 _FIND_OUT_SECONDS: Final = 10.0
+_UNDO_SECONDS: Final = 1.0
 _log = logging.getLogger("keyvouch.store")
 _inside: contextvars.ContextVar[bool] = contextvars.ContextVar("inside a work", default=False)
 
@@ -88,8 +94,9 @@ class _Job:
 class PostgresStore:
     """The `Store` port on one PostgreSQL database. Make it with `open`, end it with `close`; use it from one loop."""
 
-    def __init__(self, url: str, writer: Connection, unique: UniqueColumns) -> None:
+    def __init__(self, url: str, writer: Connection, unique: UniqueColumns, version: int) -> None:
         self._url = url
+        self._version = version
         self._unique = unique
         self._statements = PostgresStatements()
         self._waiting: deque[_Job] = deque()
@@ -112,7 +119,8 @@ class PostgresStore:
         """
         writer = await connections.connect(url)
         try:
-            await connections.prepare(writer, server_id, migrations or connections.packaged_migrations())
+            known = migrations or connections.packaged_migrations()
+            await connections.prepare(writer, server_id, known)
             if await writer.fetchval("SHOW fsync") == "off":
                 _log.warning("the database runs with fsync = off: after a power cut it may have lost what was promised")
             await writer.execute(_FORGET)
@@ -124,7 +132,7 @@ class PostgresStore:
             if isinstance(error, TROUBLE):
                 raise unavailable(error) from error
             raise
-        return cls(url, writer, unique)
+        return cls(url, writer, unique, len(known))
 
     @property
     def writer_pid(self) -> int | None:
@@ -134,22 +142,15 @@ class PostgresStore:
     async def read(self, work: Callable[[Snapshot], Awaitable[T]]) -> T:
         """Run `work` on one consistent snapshot of what is durable. Raises `UnavailableError`."""
         self._admit("A read")
-        async with self._free_readers:
-            connection = await self._reader()
-            snapshot = PostgresSnapshot(connection, self._statements)
-            token = _inside.set(True)
-            try:
-                await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                result = await run(work, snapshot)
-                await connection.execute("COMMIT")
-            except TROUBLE as error:
-                snapshot.broken = error
-                raise unavailable(error) from error
-            finally:
-                snapshot.live = False
-                _inside.reset(token)
-                await self._give_back(connection, broken=snapshot.broken is not None)
-        return result
+        try:
+            async with asyncio.timeout(LONGEST_WAIT):
+                await self._free_readers.acquire()
+        except TimeoutError:
+            raise unavailable(TimeoutError("other reads take too long")) from None
+        try:
+            return await self._read(work)
+        finally:
+            self._free_readers.release()
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run `work` in one transaction; return once it is durable. Raises `UnavailableError`.
@@ -180,23 +181,59 @@ class PostgresStore:
         if _inside.get():
             raise UsageError(f"{what} inside a unit of work.", fix="Use the transaction the outer work was given.")
 
+    async def _connect(self) -> Connection:
+        """Another connection. Why there is none is logged by `postgres_watch`; callers are strangers, perhaps."""
+        try:
+            return await connections.connect(self._url)
+        except UnavailableError as error:
+            raise unavailable(ConnectionError("it cannot be reached")) from error
+
     # Readers.
+
+    async def _read(self, work: Callable[[Snapshot], Awaitable[T]]) -> T:
+        connection = await self._reader()
+        snapshot = PostgresSnapshot(connection, self._statements)
+        token = _inside.set(True)
+        whole = False
+        try:
+            await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            result = await run(work, snapshot)
+            await connection.execute("COMMIT")
+            whole = snapshot.broken is None
+        except TROUBLE as error:
+            snapshot.broken = error
+            raise unavailable(error) from error
+        finally:
+            snapshot.live = False
+            _inside.reset(token)
+            if whole or (snapshot.broken is None and await self._undone(connection)):
+                self._keep(connection)
+            else:
+                connection.terminate()
+        return result
 
     async def _reader(self) -> Connection:
         while self._readers:
             connection = self._readers.pop()
             if not connection.is_closed():
                 return connection
-        return await connections.connect(self._url)
+        return await self._connect()
 
-    async def _give_back(self, connection: Connection, *, broken: bool) -> None:
-        """Keep a connection for the next read; not one that failed or was left in the middle of a statement."""
+    async def _undone(self, connection: Connection) -> bool:
+        """Whether a read that was left, perhaps in the middle of a statement, could be ended at once."""
         try:
-            if not broken and connection.is_in_transaction():
+            async with asyncio.timeout(_UNDO_SECONDS):
                 await connection.execute("ROLLBACK")
-        except (*TROUBLE, asyncio.CancelledError):
-            broken = True
-        if broken or self._closing:
+        except TROUBLE:
+            return False
+        except BaseException:
+            connection.terminate()
+            raise
+        return True
+
+    def _keep(self, connection: Connection) -> None:
+        """Keep a connection for the next read."""
+        if self._closing:
             connection.terminate()
         else:
             self._readers.append(connection)
@@ -210,13 +247,15 @@ class PostgresStore:
                 self._arrived.clear()
                 await self._arrived.wait()
             group: list[_Job] = []
+            waiting = len(self._waiting)
             failure: BaseException | None = None
             try:
                 await self._run_group(group)
             except Exception as error:  # noqa: BLE001 - those who wait get it, and the next group is tried
                 failure = unavailable(error) if isinstance(error, TROUBLE) else error
                 self._drop_writer()
-            for job in group or (self._take() if failure is not None else ()):
+            # Nobody who waited while nothing could be begun waits for another try.
+            for job in group or (self._take(waiting) if failure is not None else ()):
                 job.settle(failure)
             await asyncio.sleep(0)  # what those who were just answered write next joins the next group
 
@@ -265,7 +304,8 @@ class PostgresStore:
 
     async def _commit(self, connection: Connection) -> None:
         self._group += 1
-        await connection.execute(_NOTE, self._id, self._group)
+        if await connection.execute(_NOTE, self._id, self._group, self._version) != "INSERT 0 1":
+            raise connections.changed_schema()
         try:
             await connection.execute("COMMIT")
         except TROUBLE as error:
@@ -293,7 +333,7 @@ class PostgresStore:
     async def _connected_writer(self) -> Connection:
         if self._writer is None or self._writer.is_closed():
             self._drop_writer()
-            self._writer = await connections.connect(self._url)
+            self._writer = await self._connect()
         return self._writer
 
     def _drop_writer(self) -> None:
@@ -301,8 +341,8 @@ class PostgresStore:
             self._writer.terminate()
             self._writer = None
 
-    def _take(self) -> list[_Job]:
-        return [self._waiting.popleft() for _ in range(min(MOST_WORKS, len(self._waiting)))]
+    def _take(self, most: int) -> list[_Job]:
+        return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
 
 
 async def _run(work: Callable[[Transaction], Awaitable[T]], view: PostgresTransaction) -> T:

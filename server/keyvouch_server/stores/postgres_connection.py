@@ -15,6 +15,7 @@ from importlib import resources
 from typing import Final, TypeAlias
 
 from keyvouch.errors import KeyvouchError, Reason, UnavailableError
+from keyvouch_server.store_address import without_password
 from keyvouch_server.stores.sqlite_files import Migration, read_migrations
 
 try:
@@ -54,6 +55,11 @@ _SETTINGS: Final = {
     "jit": "off",
     **_LIMITS,
 }
+# Acknowledged means durable, whatever the database's default is, and is made meanwhile.
+_DURABLE: Final = """
+    SELECT set_config(name, CASE setting WHEN 'off' THEN 'on' ELSE setting END, false) FROM pg_settings
+    WHERE name = 'synchronous_commit'"""
+_MIGRATION_SECONDS: Final = 24 * 3600
 VERSION_TABLE: Final = "CREATE TABLE store_version (version bigint NOT NULL, server_id text NOT NULL)"
 _MINE: Final = "SELECT version, server_id FROM store_version"
 
@@ -70,14 +76,18 @@ async def connect(url: str) -> Connection:
             max_cached_statement_lifetime=0,
         )
     except (*TROUBLE, ValueError) as error:
-        raise unavailable(error) from error
-    # Acknowledged means durable here, whatever the database's default is.
+        raise UnavailableError(
+            Reason.STORE_UNAVAILABLE,
+            f"The database {without_password(url)} cannot be reached: {_told(error)}. Nothing was changed.",
+            fix="See that it runs, that the address is right and that it lets this server in, then try again.",
+        ) from error
     try:
-        if await connection.fetchval("SHOW synchronous_commit") == "off":
-            await connection.execute("SET synchronous_commit = on")
-    except TROUBLE as error:
+        await connection.execute(_DURABLE)
+    except BaseException as error:
         connection.terminate()
-        raise unavailable(error) from error
+        if isinstance(error, TROUBLE):
+            raise unavailable(error) from error
+        raise
     return connection
 
 
@@ -113,16 +123,18 @@ async def prepare(connection: Connection, server_id: str, migrations: Sequence[M
     `KeyvouchError(CONFIGURATION)` for another server's store.
     """
     try:
-        await connection.execute(f"SELECT pg_advisory_lock({LOCK})")
-        try:
-            await _migrate(connection, server_id, migrations)
-        finally:
-            await connection.execute(f"SELECT pg_advisory_unlock({LOCK})")
+        missing = True
+        while missing:
+            # The lock ends with the transaction, and a node that stands still in one is cut off (`_LIMITS`).
+            async with connection.transaction():
+                await connection.execute(f"SELECT pg_advisory_xact_lock({LOCK})")
+                missing = await _migrate(connection, server_id, migrations)
     except TROUBLE as error:
         raise unavailable(error) from error
 
 
-async def _migrate(connection: Connection, server_id: str, migrations: Sequence[Migration]) -> None:
+async def _migrate(connection: Connection, server_id: str, migrations: Sequence[Migration]) -> bool:
+    """Apply the first migration that is missing, in the transaction that is open. Returns whether there was one."""
     encoding = await connection.fetchval("SHOW server_encoding")
     if encoding != "UTF8":
         raise UnavailableError(
@@ -146,8 +158,9 @@ async def _migrate(connection: Connection, server_id: str, migrations: Sequence[
             fix="Run the newer server again, or restore the backup made before the upgrade.",
             metadata={"found": str(version), "known": str(len(migrations))},
         )
-    for migration in migrations[version:]:
+    for migration in migrations[version : version + 1]:
         await _apply(connection, migration, server_id)
+    return version < len(migrations)
 
 
 async def forget(url: str, server_id: str) -> None:
@@ -171,15 +184,16 @@ async def schema_version(connection: Connection) -> tuple[int, str]:
 
 async def _apply(connection: Connection, migration: Migration, server_id: str) -> None:
     try:
-        async with connection.transaction():
-            if migration.version == 1:
-                # Made by the owner of the database, perhaps, for a role that may not make one.
-                if await connection.fetchval("SELECT to_regnamespace($1)", SCHEMA) is None:
-                    await connection.execute(f"CREATE SCHEMA {SCHEMA}")
-                await connection.execute(VERSION_TABLE)
-                await connection.execute("INSERT INTO store_version (version, server_id) VALUES (0, $1)", server_id)
-            await connection.execute(migration.script)
-            await connection.execute("UPDATE store_version SET version = $1", migration.version)
+        if migration.version == 1:
+            # Made by the owner of the database, perhaps, for a role that may not make one.
+            if await connection.fetchval("SELECT to_regnamespace($1)", SCHEMA) is None:
+                await connection.execute(f"CREATE SCHEMA {SCHEMA}")
+            await connection.execute(VERSION_TABLE)
+            await connection.execute("INSERT INTO store_version (version, server_id) VALUES (0, $1)", server_id)
+        # What it takes depends on how much the store holds.
+        await connection.execute(f"SET LOCAL statement_timeout = '{_MIGRATION_SECONDS}s'")
+        await connection.execute(migration.script, timeout=_MIGRATION_SECONDS)
+        await connection.execute("UPDATE store_version SET version = $1", migration.version)
     except TROUBLE as error:
         raise UnavailableError(
             Reason.STORE_SCHEMA,
@@ -190,11 +204,24 @@ async def _apply(connection: Connection, migration: Migration, server_id: str) -
         ) from error
 
 
+def changed_schema() -> UnavailableError:
+    """The error for a store whose schema another node has changed since this one was started."""
+    return UnavailableError(
+        Reason.STORE_SCHEMA,
+        "The store has another schema version than when this node was started. Nothing was changed.",
+        fix="Run the same version of the program on every node.",
+    )
+
+
 def unavailable(cause: BaseException, outcome: str = "Nothing was changed.") -> UnavailableError:
     """The error for a store that does not do its work. `outcome` says what became of the act."""
-    what = str(cause) or type(cause).__name__
     return UnavailableError(
         Reason.STORE_UNAVAILABLE,
-        f"The store does not answer: {what.rstrip('.')}. {outcome}",
+        f"The store does not answer: {_told(cause)}. {outcome}",
         fix="See that the database runs and can be reached, then try again.",
     )
+
+
+def _told(cause: BaseException) -> str:
+    """What a failure says, on one line and without its full stop."""
+    return " ".join((str(cause) or type(cause).__name__).split()).rstrip(".")

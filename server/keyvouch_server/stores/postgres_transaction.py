@@ -78,7 +78,7 @@ class PostgresSnapshot:
             return Duplicate(str(error))
         if isinstance(error, asyncpg.IntegrityConstraintViolationError):
             return UsageError(f"A record breaks a rule of its table: {error}.")
-        if isinstance(error, asyncpg.DataError):
+        if isinstance(error, (asyncpg.DataError, asyncpg.ProgramLimitExceededError)):  # the latter: too long to index
             return UsageError(f"A value cannot be stored: {error}.")
         # Statements are the program's own: it is in the wrong, unless somebody took its rights away.
         wrong = isinstance(error, asyncpg.SyntaxOrAccessError)

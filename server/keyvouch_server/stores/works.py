@@ -23,6 +23,8 @@ class Asked(Protocol):
 
     asking: bool
     """Whether an answer of the database is waited for."""
+    live: bool
+    """Whether it may be asked anything."""
 
 
 V = TypeVar("V", bound=Asked)
@@ -52,6 +54,7 @@ def run(work: Callable[[V], Awaitable[T]], view: V) -> Generator[Any, Any, T]:
             result: T = end.value
             return result
         if not view.asking:
+            view.live = False  # what the work has begun beside itself asks nothing any more
             steps.close()
             raise _waited()
         try:
