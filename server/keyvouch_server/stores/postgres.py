@@ -25,7 +25,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from keyvouch.errors import UnavailableError, UsageError
 from keyvouch_server.ports import Snapshot, Transaction
@@ -34,7 +34,7 @@ from keyvouch_server.stores.postgres_connection import LOCK, TROUBLE, Connection
 from keyvouch_server.stores.postgres_transaction import PostgresSnapshot, PostgresTransaction, UniqueColumns
 from keyvouch_server.stores.records import PostgresStatements
 from keyvouch_server.stores.sqlite_files import Migration
-from keyvouch_server.stores.works import closed, run
+from keyvouch_server.stores.works import Job, closed, run
 
 T = TypeVar("T")
 
@@ -67,30 +67,6 @@ _log = logging.getLogger("keyvouch.store")
 _inside: contextvars.ContextVar[bool] = contextvars.ContextVar("inside a work", default=False)
 
 
-class _Job:
-    """A work on its way: who waits for it, and how it ended."""
-
-    __slots__ = ("context", "error", "future", "value", "work")
-
-    def __init__(self, work: Callable[[Transaction], Awaitable[Any]], future: asyncio.Future[Any]) -> None:
-        self.work = work
-        self.future = future
-        self.context = contextvars.copy_context()
-        self.context.run(_inside.set, True)
-        self.value: Any = None
-        self.error: BaseException | None = None
-
-    def settle(self, failure: BaseException | None) -> None:
-        """Answer the waiting caller, unless it has gone."""
-        if self.future.done():
-            return
-        error = self.error if failure is None else failure
-        if error is None:
-            self.future.set_result(self.value)
-        else:
-            self.future.set_exception(error)
-
-
 class PostgresStore:
     """The `Store` port on one PostgreSQL database. Make it with `open`, end it with `close`; use it from one loop."""
 
@@ -99,7 +75,7 @@ class PostgresStore:
         self._version = version
         self._unique = unique
         self._statements = PostgresStatements()
-        self._waiting: deque[_Job] = deque()
+        self._waiting: deque[Job] = deque()
         self._arrived, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._writer: Connection | None = writer
@@ -158,7 +134,8 @@ class PostgresStore:
         A caller that is cancelled before its work has begun leaves no trace; later, the work stands.
         """
         self._admit("A write")
-        job = _Job(work, asyncio.get_running_loop().create_future())
+        job = Job(work, asyncio.get_running_loop().create_future())
+        job.context.run(_inside.set, True)
         self._waiting.append(job)
         self._idle.clear()
         self._arrived.set()
@@ -246,7 +223,7 @@ class PostgresStore:
                 self._idle.set()
                 self._arrived.clear()
                 await self._arrived.wait()
-            group: list[_Job] = []
+            group: list[Job] = []
             waiting = len(self._waiting)
             failure: BaseException | None = None
             try:
@@ -259,7 +236,7 @@ class PostgresStore:
                 job.settle(failure)
             await asyncio.sleep(0)  # what those who were just answered write next joins the next group
 
-    async def _run_group(self, group: list[_Job]) -> None:
+    async def _run_group(self, group: list[Job]) -> None:
         """Run what waits, as `group`, in one transaction. Raises what ended it; nothing of it stands then."""
         connection = await self._connected_writer()
         await connection.execute(_BEGIN)
@@ -284,7 +261,7 @@ class PostgresStore:
         else:
             await connection.execute("ROLLBACK")
 
-    async def _run_job(self, job: _Job, connection: Connection) -> None:
+    async def _run_job(self, job: Job, connection: Connection) -> None:
         """Run one work. Raises the failure that ends the whole group; the work's own is kept in the job."""
         transaction = PostgresTransaction(connection, self._statements, self._unique)
         task = asyncio.get_running_loop().create_task(_run(job.work, transaction), context=job.context)
@@ -341,7 +318,7 @@ class PostgresStore:
             self._writer.terminate()
             self._writer = None
 
-    def _take(self, most: int) -> list[_Job]:
+    def _take(self, most: int) -> list[Job]:
         return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
 
 

@@ -17,6 +17,7 @@ from typing import Final, TypeAlias
 from keyvouch.errors import KeyvouchError, Reason, UnavailableError
 from keyvouch_server.store_address import without_password
 from keyvouch_server.stores.sqlite_files import Migration, read_migrations
+from keyvouch_server.stores.works import newer_schema
 
 try:
     import asyncpg
@@ -152,12 +153,7 @@ async def _migrate(connection: Connection, server_id: str, migrations: Sequence[
             metadata={"found": owner, "here": server_id},
         )
     if version > len(migrations):
-        raise UnavailableError(
-            Reason.STORE_SCHEMA,
-            f"The store has schema version {version}; this program knows versions up to {len(migrations)}.",
-            fix="Run the newer server again, or restore the backup made before the upgrade.",
-            metadata={"found": str(version), "known": str(len(migrations))},
-        )
+        raise newer_schema(version, len(migrations))
     for migration in migrations[version : version + 1]:
         await _apply(connection, migration, server_id)
     return version < len(migrations)

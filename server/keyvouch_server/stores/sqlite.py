@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import os
 import queue
 import sqlite3
@@ -25,7 +24,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from keyvouch.errors import UsageError
 from keyvouch_server.ports import Snapshot, Transaction
@@ -38,7 +37,7 @@ from keyvouch_server.stores.sqlite_transaction import (
     roll_back,
     unavailable,
 )
-from keyvouch_server.stores.works import closed, drive
+from keyvouch_server.stores.works import Job, closed, drive
 
 T = TypeVar("T")
 
@@ -46,29 +45,6 @@ MOST_WORKS: Final = 256
 """Works in one group at most."""
 LONGEST_RUN: Final = 0.02
 """Seconds after which a group takes no more works, so that the event loop is not kept too long."""
-
-
-class _Job:
-    """A work on its way: who waits for it, and how it ended."""
-
-    __slots__ = ("context", "error", "future", "value", "work")
-
-    def __init__(self, work: Callable[[Transaction], Awaitable[Any]], future: asyncio.Future[Any]) -> None:
-        self.work = work
-        self.future = future
-        self.context = contextvars.copy_context()
-        self.value: Any = None
-        self.error: BaseException | None = None
-
-    def settle(self, failure: sqlite3.Error | None) -> None:
-        """Answer the waiting caller, unless it has gone."""
-        if self.future.done():
-            return
-        error = self.error if failure is None else unavailable(failure)
-        if error is None:
-            self.future.set_result(self.value)
-        else:
-            self.future.set_exception(error)
 
 
 class SqliteStore:
@@ -82,7 +58,7 @@ class SqliteStore:
         self._claim = claim
         self._busy_seconds = busy_seconds
         self._statements = Statements()
-        self._waiting: deque[_Job] = deque()
+        self._waiting: deque[Job] = deque()
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = self._closed = False
@@ -141,7 +117,7 @@ class SqliteStore:
         if self._closing:
             raise closed()
         loop = asyncio.get_running_loop()
-        job = _Job(work, loop.create_future())
+        job = Job(work, loop.create_future())
         self._waiting.append(job)
         if self._idle.is_set():
             self._idle.clear()
@@ -183,7 +159,7 @@ class SqliteStore:
         self._run_group()
 
     def _run_group(self) -> None:
-        group: list[_Job] = []
+        group: list[Job] = []
         until = time.perf_counter() + LONGEST_RUN
         while self._waiting and len(group) < MOST_WORKS:
             job = self._waiting.popleft()
@@ -200,7 +176,7 @@ class SqliteStore:
         loop = asyncio.get_running_loop()
         self._disk_tasks.put(lambda: self._commit(loop, group))
 
-    def _run_job(self, job: _Job) -> sqlite3.Error | None:
+    def _run_job(self, job: Job) -> sqlite3.Error | None:
         """Run one work in its savepoint. Returns the failure that ends the whole group, if there was one."""
         transaction = SqliteTransaction(self._write_cursor, self._statements)
         try:
@@ -220,15 +196,15 @@ class SqliteStore:
             return error
         return None
 
-    def _take(self) -> list[_Job]:
+    def _take(self) -> list[Job]:
         return [self._waiting.popleft() for _ in range(min(MOST_WORKS, len(self._waiting)))]
 
-    def _refuse(self, group: list[_Job], failure: sqlite3.Error | None) -> None:
+    def _refuse(self, group: list[Job], failure: sqlite3.Error | None) -> None:
         self._settle(asyncio.get_running_loop(), group, failure)
 
-    def _settle(self, loop: asyncio.AbstractEventLoop, group: list[_Job], failure: sqlite3.Error | None) -> None:
+    def _settle(self, loop: asyncio.AbstractEventLoop, group: list[Job], failure: sqlite3.Error | None) -> None:
         for job in group:
-            job.settle(failure)
+            job.settle(None if failure is None else unavailable(failure))
         # After the callers just answered: what they write next joins the next group.
         loop.call_soon(self._begin)
 
@@ -254,7 +230,7 @@ class SqliteStore:
         else:
             loop.call_soon_threadsafe(lambda: self._refuse(self._take(), failure))
 
-    def _commit(self, loop: asyncio.AbstractEventLoop, group: list[_Job]) -> None:
+    def _commit(self, loop: asyncio.AbstractEventLoop, group: list[Job]) -> None:
         failure: sqlite3.Error | None = None
         try:
             self._writer.execute("COMMIT")

@@ -18,6 +18,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from keyvouch.errors import Reason, UnavailableError
+from keyvouch_server.stores.works import newer_schema
 
 _CACHE_KIB = 16 * 1024
 _WAL_LIMIT_BYTES = 64 * 1024 * 1024
@@ -61,12 +62,7 @@ def migrate(connection: sqlite3.Connection, migrations: Sequence[Migration]) -> 
     """
     version = schema_version(connection)
     if version > len(migrations):
-        raise UnavailableError(
-            Reason.STORE_SCHEMA,
-            f"The store has schema version {version}; this program knows versions up to {len(migrations)}.",
-            fix="Run the newer server again, or restore the backup made before the upgrade.",
-            metadata={"found": str(version), "known": str(len(migrations))},
-        )
+        raise newer_schema(version, len(migrations))
     if version == 0 and connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
         raise UnavailableError(
             Reason.STORE_SCHEMA,

@@ -8,11 +8,14 @@ Not here: transactions and their undoing (`sqlite`, `memory`, `postgres`).
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable, Generator
 from types import coroutine
 from typing import Any, Protocol, TypeVar
 
 from keyvouch.errors import Reason, UnavailableError, UsageError
+from keyvouch_server.ports import Transaction
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -28,6 +31,29 @@ class Asked(Protocol):
 
 
 V = TypeVar("V", bound=Asked)
+
+
+class Job:
+    """A work that waits for its group: who waits for it, and how it ended."""
+
+    __slots__ = ("context", "error", "future", "value", "work")
+
+    def __init__(self, work: Callable[[Transaction], Awaitable[Any]], future: asyncio.Future[Any]) -> None:
+        self.work = work
+        self.future = future
+        self.context = contextvars.copy_context()
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def settle(self, failure: BaseException | None) -> None:
+        """Answer the waiting caller, unless it has gone. `failure` is the whole group's."""
+        if self.future.done():
+            return
+        error = self.error if failure is None else failure
+        if error is None:
+            self.future.set_result(self.value)
+        else:
+            self.future.set_exception(error)
 
 
 def drive(work: Callable[[S], Awaitable[T]], view: S) -> T:
@@ -74,6 +100,16 @@ def _waited() -> UsageError:
 def ended() -> UsageError:
     """The error for a transaction that is used after its work has ended."""
     return UsageError("The transaction has ended.", fix="Use it only inside the work it was given to.")
+
+
+def newer_schema(found: int, known: int) -> UnavailableError:
+    """The error for a store that a newer program has been at."""
+    return UnavailableError(
+        Reason.STORE_SCHEMA,
+        f"The store has schema version {found}; this program knows versions up to {known}.",
+        fix="Run the newer server again, or restore the backup made before the upgrade.",
+        metadata={"found": str(found), "known": str(known)},
+    )
 
 
 def closed() -> UnavailableError:
