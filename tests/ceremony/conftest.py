@@ -29,3 +29,9 @@ async def pair(server_template: Path, tmp_path: Path, postgres_url: str) -> Asyn
     """Two nodes on a new database."""
     async with nodes(server_template, tmp_path, postgres_url) as started:
         yield started
+
+
+@pytest.fixture
+def rounds(request: pytest.FixtureRequest) -> int:
+    """How many rounds with each number of racers (`support.once.sizes`)."""
+    return int(request.config.getoption("--race-rounds"))

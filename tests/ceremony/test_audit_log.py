@@ -25,6 +25,7 @@ from keyvouch_server.domain.audit import CHECKPOINT_SECONDS, chain_record
 from keyvouch_server.domain.model import Role
 from keyvouch_server.domain.oversight_model import AuditCheckpoint, AuditRecord
 from keyvouch_server.ports import Transaction
+from support.audit_logs import SPOILINGS
 from support.live_server import LIMIT, LiveServer, live_server, refused
 
 OTHER = "other.example"
@@ -205,58 +206,11 @@ def change(live: LiveServer, *statements: str) -> None:
             connection.execute(statement)
 
 
-COPY = (
-    "INSERT INTO audit_record SELECT NULL, at, tenant_id, action, actor, subject, user_id, {} "
-    "FROM audit_record WHERE chain_number = 12"
-)
-COLUMNS = {
-    "at": "at + 1",
-    "action": "'user.delete'",
-    "actor": "'server'",
-    "subject": "'usr_x'",
-    "user_id": "'usr_x'",
-    "outcome": "'denied'",
-    "details": "'{}'",
-    "previous_hash": "x'00'",
-    "hash": "x'00'",
-    "tenant_id": "'ten_other'",
-    "chain_number": "-1",
-}
-SPOILED: dict[str, tuple[tuple[str, ...], set[str], int]] = {
-    **{
-        f"edit {column}": ((f"UPDATE audit_record SET {column} = {value} WHERE chain_number = 12",), set(), 12)
-        for column, value in COLUMNS.items()
-    },
-    "delete": (("DELETE FROM audit_record WHERE chain_number = 12",), {"missing"}, 12),
-    "delete the first": (("DELETE FROM audit_record WHERE chain_number = 1",), {"missing"}, 1),
-    "truncate": (("DELETE FROM audit_record WHERE chain_number >= 12",), {"cut_off"}, 12),
-    "swap": (
-        (
-            "UPDATE audit_record SET chain_number = -12 WHERE chain_number = 12",
-            "UPDATE audit_record SET chain_number = 12 WHERE chain_number = 15",
-            "UPDATE audit_record SET chain_number = 15 WHERE chain_number = -12",
-        ),
-        {"out_of_order"},
-        12,
-    ),
-    "swap positions": (
-        (
-            "UPDATE audit_record SET sequence = 100000 WHERE chain_number = 12",
-            "UPDATE audit_record SET sequence = sequence + 0 WHERE chain_number = 13",
-        ),
-        {"out_of_order"},
-        13,
-    ),
-    "insert": ((COPY.format("'denied', details, chain_number, previous_hash, hash"),), {"inserted", "changed"}, 12),
-    "insert beside the chain": ((COPY.format("outcome, details, 0, x'', x''"),), {"inserted"}, 0),
-}
-
-
-@pytest.mark.parametrize("how", sorted(SPOILED))
+@pytest.mark.parametrize("how", sorted(SPOILINGS))
 async def test_g10_the_command_names_the_first_bad_record(
     spoilable: LiveServer, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
-    statements, kinds, number = SPOILED[how]
+    statements, kinds, number = SPOILINGS[how]
     assert verified(capsys, spoilable)[0] == 0
     change(spoilable, *statements)
     status, report = verified(capsys, spoilable)

@@ -21,6 +21,7 @@ from keyvouch_client.errors import answer
 from support.contest import at_once
 from support.node_processes import NODES, NodeStage
 from support.once import (
+    FIELD,
     PASS,
     Arena,
     approval_round,
@@ -32,6 +33,7 @@ from support.once import (
     reasons,
     refresh_round,
     registration_round,
+    sizes,
     two_holders_round,
     winners,
 )
@@ -39,7 +41,6 @@ from support.postgres_server import PostgresCluster
 from support.racers import Racers, racers
 from support.stubborn import begin
 
-FIELD = (2, 8, 64)
 MISSES = 10
 """Wrong numbers in a row after which approvals rest, by default."""
 
@@ -71,16 +72,6 @@ async def connections(stage: NodeStage) -> AsyncIterator[list[Connection]]:
     """One to each node, which prove the calls of the administrator's session."""
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(stage.connect_to(number)) for number in range(NODES)]
-
-
-@pytest.fixture
-def rounds(request: pytest.FixtureRequest) -> int:
-    """How many rounds with each number of racers."""
-    return int(request.config.getoption("--race-rounds"))
-
-
-def sizes(rounds: int) -> list[int]:
-    return [size for size in FIELD for _ in range(rounds)]
 
 
 # Races

@@ -14,6 +14,7 @@ import pytest
 from keyvouch.v1 import sign_in_pb2
 from support.crash_stage import Stage
 from support.once import (
+    FIELD,
     PASS,
     Arena,
     approval_round,
@@ -23,6 +24,7 @@ from support.once import (
     reasons,
     refresh_round,
     registration_round,
+    sizes,
     two_holders_round,
     winners,
 )
@@ -30,7 +32,6 @@ from support.racers import Racers, racers
 from support.upsets import Crash, KilledServer
 
 PROCESSES = 3
-FIELD = (2, 8, 64)
 CRASHES = 6
 """At least so many kills in mid-race, for each kind of item; of many rounds one in ten."""
 
@@ -45,16 +46,6 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 def field(stage: Stage) -> Iterator[Racers]:
     with racers(PROCESSES, [stage.server.endpoint], stage.server.ca) as running:
         yield running
-
-
-@pytest.fixture
-def rounds(request: pytest.FixtureRequest) -> int:
-    """How many rounds with each number of racers."""
-    return int(request.config.getoption("--race-rounds"))
-
-
-def sizes(rounds: int) -> list[int]:
-    return [size for size in FIELD for _ in range(rounds)]
 
 
 @pytest.mark.timeout(3600)

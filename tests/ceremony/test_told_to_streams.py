@@ -20,7 +20,7 @@ from keyvouch_server.rpc.sign_in_stream import request_of
 from keyvouch_server.use_cases.access_passes import OldSessions, PassWish
 from keyvouch_server.use_cases.directory import UserWish
 from keyvouch_server.use_cases.registration_completion import Departing, RegistrationAnswer
-from support.live_server import TENANT, LiveServer, Person, refused
+from support.live_server import TENANT, LiveServer, OpenSignIn, Person, refused
 from support.registering import begin
 from support.strangers import CAFE, OFFICE, Caller
 
@@ -34,6 +34,30 @@ async def left_alone(act: Coroutine[Any, Any, object], is_durable: Callable[[], 
     doing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await doing
+
+
+def watching(live: LiveServer, opened: OpenSignIn) -> Callable[[], Awaitable[SignInState]]:
+    """Waits for the next state in which somebody who watches the sign-in is told that it is."""
+    told: asyncio.Queue[SignIn | None] = asyncio.Queue()
+    live.app.relay.watch(SignInId(opened.begun.sign_in_id), told.put_nowait)
+
+    async def heard() -> SignInState:
+        async with asyncio.timeout(5):
+            row = await told.get()
+        assert row is not None
+        return row.state
+
+    return heard
+
+
+def has_left(live: LiveServer, opened: OpenSignIn, state: SignInState) -> Callable[[], Awaitable[bool]]:
+    """Whether the row of the sign-in is in another state by now."""
+
+    async def look() -> bool:
+        row = await live.app.store.read(lambda tx: tx.get(SignIn, id=opened.begun.sign_in_id))
+        return row is not None and row.state is not state
+
+    return look
 
 
 async def cut(person: Person) -> None:
@@ -92,45 +116,30 @@ async def test_ps18_a_user_who_is_deleted_is_cut_although_nobody_waits_for_the_r
 async def test_ps21_a_decision_is_told_to_the_client_although_the_device_is_gone(live: LiveServer, decision: Decision):
     ada = await live.person("ada")
     opened = await live.begin("ada")
-    sign_in_id = SignInId(opened.begun.sign_in_id)
     prompt = await ada.stream.prompt()
     approve = decision is Decision.APPROVE
     answer = ada.device.approve(prompt, opened.number) if approve else ada.device.refuse(prompt, decision)
     device = await live.app.store.read(lambda tx: tx.get(Device, id=ada.device.device_id))
     assert device is not None
-    told: asyncio.Queue[SignIn] = asyncio.Queue()
-    live.app.relay.watch(sign_in_id, told.put_nowait)
-
-    async def is_decided() -> bool:
-        row = await live.app.store.read(lambda tx: tx.get(SignIn, id=sign_in_id))
-        return row is not None and row.state is not SignInState.PENDING
-
+    heard = watching(live, opened)
+    is_decided = has_left(live, opened, SignInState.PENDING)
     await left_alone(live.app.decisions.answer(device, answer_of(answer)), is_decided)
-    async with asyncio.timeout(5):
-        assert (await told.get()).state is (SignInState.APPROVED if approve else SignInState.DENIED)
+    assert await heard() is (SignInState.APPROVED if approve else SignInState.DENIED)
 
 
 async def test_ki4_a_superseded_request_hears_of_it_and_a_device_of_the_new_one_although_nobody_waits(live: LiveServer):
     ada = await live.person("ada")
     opened = await live.begin("ada")
     first = await ada.stream.prompt()
-    sign_in_id = SignInId(opened.begun.sign_in_id)
-    told: asyncio.Queue[SignIn | None] = asyncio.Queue()
-    live.app.relay.watch(sign_in_id, told.put_nowait)
-
-    async def is_superseded() -> bool:
-        row = await live.app.store.read(lambda tx: tx.get(SignIn, id=sign_in_id))
-        return row is not None and row.state is SignInState.SUPERSEDED
-
+    heard = watching(live, opened)
+    is_superseded = has_left(live, opened, SignInState.PENDING)
     context = sign_in_pb2.SignInContext(
         tenant=TENANT, username="ada", app_id="shop", app_name="Shop", audience="keyvouch"
     )
     key = spki_of(ec.generate_private_key(ec.SECP256R1()).public_key())
     await left_alone(live.app.sign_ins.begin(request_of(context, key, "ipv4:127.0.0.1:1")), is_superseded)
+    assert await heard() is SignInState.SUPERSEDED
     async with asyncio.timeout(5):
-        heard = await told.get()
-        assert heard is not None
-        assert heard.state is SignInState.SUPERSEDED
         assert (await ada.stream.read()).withdrawn.prompt_id == first.prompt_id
         assert (await ada.stream.read()).prompt.prompt_id not in ("", first.prompt_id)
 
@@ -158,19 +167,10 @@ async def test_ki4_who_begins_first_hears_of_the_next_request_although_its_clien
 async def test_ps21_a_consumption_is_told_although_nobody_waits_for_the_reply(live: LiveServer):
     ada = await live.person("ada")
     opened = await live.approved(ada)
-    sign_in_id = SignInId(opened.begun.sign_in_id)
-    told: asyncio.Queue[SignIn | None] = asyncio.Queue()
-    live.app.relay.watch(sign_in_id, told.put_nowait)
-
-    async def is_consumed() -> bool:
-        row = await live.app.store.read(lambda tx: tx.get(SignIn, id=sign_in_id))
-        return row is not None and row.state is SignInState.CONSUMED
-
-    await left_alone(live.app.redemptions.consume(sign_in_id), is_consumed)
-    async with asyncio.timeout(5):
-        heard = await told.get()
-        assert heard is not None
-        assert heard.state is SignInState.CONSUMED
+    heard = watching(live, opened)
+    is_consumed = has_left(live, opened, SignInState.APPROVED)
+    await left_alone(live.app.redemptions.consume(SignInId(opened.begun.sign_in_id)), is_consumed)
+    assert await heard() is SignInState.CONSUMED
 
 
 @pytest.mark.parametrize("by", ["its owner", "a deleted pass", "a replaced pass", "another role"])
@@ -180,8 +180,7 @@ async def test_ps18_who_waits_with_an_approval_hears_that_it_counts_no_more(live
         await live.issue_pass_again("ada")
     session = await live.signed_in(ada)
     opened = await live.approved(ada)
-    told: asyncio.Queue[SignIn | None] = asyncio.Queue()
-    live.app.relay.watch(SignInId(opened.begun.sign_in_id), told.put_nowait)
+    heard = watching(live, opened)
     owner = await live.app.authenticate(session.tokens.access_token)
     administrator = await live.app.authenticate((await live.admin())[0][1].partition(" ")[2])
     app = live.app
@@ -191,9 +190,6 @@ async def test_ps18_who_waits_with_an_approval_hears_that_it_counts_no_more(live
         "a replaced pass": lambda: app.passes.replace(administrator, "ada", PassWish(), OldSessions.REVOKE),
         "another role": lambda: app.directory.update(administrator, "ada", UserWish(role=Role.GLOBAL_READER)),
     }[by]()
-    async with asyncio.timeout(5):
-        heard = await told.get()
-        assert heard is not None
-        assert heard.state is SignInState.CANCELLED
+    assert await heard() is SignInState.CANCELLED
     with refused(Reason.SIGN_IN_CANCELLED):
         await opened.redeem()

@@ -20,6 +20,7 @@ from keyvouch_server import bootstrap
 from keyvouch_server.__main__ import main
 from keyvouch_server.domain.model import Tenant
 from keyvouch_server.stores import postgres_reading
+from support.audit_logs import SPOILINGS
 from support.kept_stores import KINDS, KeptStore
 from support.live_server import ADMINISTRATOR, TENANT, configuration
 
@@ -114,55 +115,9 @@ def test_a_batch_is_followed_by_the_next_one(kept: KeptStore, run: Run, monkeypa
         assert verified(run, kept)[0] == 0
 
 
-FIRST_TENANT = "tenant_id = (SELECT id FROM tenant)"
-COPY = (
-    "INSERT INTO audit_record SELECT (SELECT max(sequence) + 1 FROM audit_record), at, tenant_id, action, actor,"
-    " subject, user_id, {} FROM audit_record WHERE chain_number = 12"
-)
-COLUMNS = {
-    "at": "at + 1",
-    "action": "'user.delete'",
-    "actor": "'server'",
-    "subject": "'usr_y'",
-    "user_id": "'usr_y'",
-    "outcome": "'denied'",
-    "details": "'{}'",
-    "previous_hash": "x'00'",
-    "hash": "x'00'",
-    "tenant_id": "'ten_other'",
-    "chain_number": "-1",
-}
-SPOILED: dict[str, tuple[tuple[str, ...], set[str], int]] = {
-    **{
-        f"edit {column}": ((f"UPDATE audit_record SET {column} = {value} WHERE chain_number = 12",), set(), 12)
-        for column, value in COLUMNS.items()
-    },
-    "delete": (("DELETE FROM audit_record WHERE chain_number = 12",), {"missing"}, 12),
-    "delete the first": ((f"DELETE FROM audit_record WHERE chain_number = 1 AND {FIRST_TENANT}",), {"missing"}, 1),
-    "cut": (("DELETE FROM audit_record WHERE chain_number >= 12",), {"cut_off"}, 12),
-    "cut all": ((f"DELETE FROM audit_record WHERE {FIRST_TENANT}",), {"cut_off"}, 1),
-    "swap": (
-        (
-            "UPDATE audit_record SET chain_number = -12 WHERE chain_number = 12",
-            "UPDATE audit_record SET chain_number = 12 WHERE chain_number = 15",
-            "UPDATE audit_record SET chain_number = 15 WHERE chain_number = -12",
-        ),
-        {"out_of_order"},
-        12,
-    ),
-    "swap positions": (
-        ("UPDATE audit_record SET sequence = 100000 WHERE chain_number = 12",),
-        {"out_of_order"},
-        13,
-    ),
-    "insert": ((COPY.format("'denied', details, chain_number, previous_hash, hash"),), {"inserted", "changed"}, 12),
-    "insert beside the chain": ((COPY.format("outcome, details, 0, x'', x''"),), {"inserted"}, 0),
-}
-
-
-@pytest.mark.parametrize("how", sorted(SPOILED))
+@pytest.mark.parametrize("how", sorted(SPOILINGS))
 def test_g10_the_command_names_the_first_bad_record_of_either_store(kept: KeptStore, run: Run, how: str) -> None:
-    statements, kinds, number = SPOILED[how]
+    statements, kinds, number = SPOILINGS[how]
     assert verified(run, kept)[0] == 0
     kept.change("DROP INDEX audit_by_chain", *statements)
     status, report = verified(run, kept)

@@ -80,3 +80,52 @@ def header(key: ec.EllipticCurvePrivateKey = KEY) -> LogHeader:
 def exported(records: Sequence[ChainRecord]) -> list[LogLine]:
     """A log as it is exported."""
     return [header(), checkpoint(records[-1]), *records]
+
+
+_FIRST_TENANT = "tenant_id = (SELECT id FROM tenant)"
+_COPY = (
+    "INSERT INTO audit_record SELECT (SELECT max(sequence) + 1 FROM audit_record), at, tenant_id, action, actor,"
+    " subject, user_id, {} FROM audit_record WHERE chain_number = 12"
+)
+_EDITS = {
+    "at": "at + 1",
+    "action": "'user.delete'",
+    "actor": "'server'",
+    "subject": "'usr_y'",
+    "user_id": "'usr_y'",
+    "outcome": "'denied'",
+    "details": "'{}'",
+    "previous_hash": "x'00'",
+    "hash": "x'00'",
+    "tenant_id": "'ten_other'",
+    "chain_number": "-1",
+}
+SPOILINGS: dict[str, tuple[tuple[str, ...], set[str], int]] = {
+    **{
+        f"edit {column}": ((f"UPDATE audit_record SET {column} = {value} WHERE chain_number = 12",), set(), 12)
+        for column, value in _EDITS.items()
+    },
+    "delete": (("DELETE FROM audit_record WHERE chain_number = 12",), {"missing"}, 12),
+    "delete the first": ((f"DELETE FROM audit_record WHERE chain_number = 1 AND {_FIRST_TENANT}",), {"missing"}, 1),
+    "cut": (("DELETE FROM audit_record WHERE chain_number >= 12",), {"cut_off"}, 12),
+    "cut all": ((f"DELETE FROM audit_record WHERE {_FIRST_TENANT}",), {"cut_off"}, 1),
+    "swap": (
+        (
+            "UPDATE audit_record SET chain_number = -12 WHERE chain_number = 12",
+            "UPDATE audit_record SET chain_number = 12 WHERE chain_number = 15",
+            "UPDATE audit_record SET chain_number = 15 WHERE chain_number = -12",
+        ),
+        {"out_of_order"},
+        12,
+    ),
+    "swap positions": (
+        ("UPDATE audit_record SET sequence = 100000 WHERE chain_number = 12",),
+        {"out_of_order"},
+        13,
+    ),
+    "insert": ((_COPY.format("'denied', details, chain_number, previous_hash, hash"),), {"inserted", "changed"}, 12),
+    "insert beside the chain": ((_COPY.format("outcome, details, 0, x'', x''"),), {"inserted"}, 0),
+}
+"""By their names: the statements that spoil the log of a store's first tenant, in SQL that SQLite takes, the kinds of
+fault of which one has to be named, any if there are none, and the number of the first bad record.
+"""

@@ -38,6 +38,15 @@ COMPLETE = "/keyvouch.v1.EnrolmentService/CompleteRegistration"
 REFRESH = "/keyvouch.v1.SessionService/RefreshSession"
 
 
+FIELD = (2, 8, 64)
+"""How many calls race for one thing."""
+
+
+def sizes(rounds: int) -> list[int]:
+    """The races of so many rounds, by the number of calls in each."""
+    return [size for size in FIELD for _ in range(rounds)]
+
+
 class Upset(Protocol):
     """What happens in the middle of a race."""
 

@@ -1,4 +1,4 @@
-"""What tests of the SQLite store do to it from inside and from outside."""
+"""What tests of one store do to it from inside; and to a SQLite file from outside."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from keyvouch_server.stores.sqlite import SqliteStore
+from keyvouch_server.ports import Store
 
 
-async def add(store: SqliteStore, *records: object) -> None:
+async def add(store: Store, *records: object) -> None:
     """Insert records in one transaction."""
 
     async def work(tx: Any) -> None:
@@ -21,7 +21,7 @@ async def add(store: SqliteStore, *records: object) -> None:
     await store.write(work)
 
 
-async def count(store: SqliteStore, table: Any) -> int:
+async def count(store: Store, table: Any) -> int:
     """How many records of a class are durable."""
     return await store.read(lambda snapshot: snapshot.count(table, {}))
 

@@ -19,6 +19,7 @@ from keyvouch_server.stores.sqlite_files import Migration
 from support.postgres_door import Lost, PostgresDoor
 from support.postgres_server import PostgresCluster
 from support.sample_records import TENANT, open_sign_in, variant
+from support.store_files import add, count
 
 SERVER_ID = "ab" * 32
 
@@ -41,14 +42,6 @@ async def paused(cluster: PostgresCluster) -> AsyncIterator[None]:
         cluster.resume()
 
 
-async def add(store: PostgresStore, record: object) -> None:
-    await store.write(lambda tx: tx.insert(record))
-
-
-async def count(store: PostgresStore, table: Any = SignIn) -> int:
-    return await store.read(lambda tx: tx.count(table, {}))
-
-
 async def ask(url: str, text: str, *values: object) -> Any:
     async with connected(url) as connection:
         return await connection.fetchval(text, *values)
@@ -65,7 +58,8 @@ async def test_a_caller_that_leaves_while_it_is_connected_leaves_no_connection(
     async def execute(self: Any, *arguments: Any, **options: Any) -> Any:
         connections.append(self)
         reached.set()
-        return await real(self, *arguments, **options)
+        await real(self, *arguments, **options)
+        await asyncio.Event().wait()  # however quick the database is, the caller leaves before it has its answer
 
     monkeypatch.setattr(asyncpg.Connection, "execute", execute)
     for steps in range(3):
@@ -93,7 +87,7 @@ async def test_a_read_that_is_given_up_on_a_hung_database_holds_up_nobody(
             await tx.count(Tenant, {})
 
     async with opened(postgres_url) as store:
-        await count(store)
+        await count(store, SignIn)
         if not statements:
             postgres_cluster.pause()
         started = asyncio.get_running_loop().time()
@@ -103,21 +97,21 @@ async def test_a_read_that_is_given_up_on_a_hung_database_holds_up_nobody(
         assert asyncio.get_running_loop().time() - started < 5
         assert store._readers == []
         postgres_cluster.resume()
-        assert await count(store) == 0
+        assert await count(store, SignIn) == 0
 
 
 async def test_a_read_that_is_given_up_leaves_its_connection_for_the_next(postgres_url: str) -> None:
     async with opened(postgres_url) as store:
-        await count(store)
+        await count(store, SignIn)
         pid = store._readers[0].get_server_pid()
         for _ in range(20):
-            reader = asyncio.create_task(count(store))
+            reader = asyncio.create_task(count(store, SignIn))
             await asyncio.sleep(0)
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
         assert [one.get_server_pid() for one in store._readers] == [pid]
         assert not store._readers[0].is_in_transaction()
-        assert await count(store) == 0
+        assert await count(store, SignIn) == 0
         assert store._free_readers._value == READERS
 
 
@@ -138,7 +132,7 @@ async def test_who_is_cancelled_while_a_failed_read_is_undone_is_cancelled(
         await asyncio.wait([reader])
         postgres_cluster.resume()
         assert reader.cancelled()
-        assert await count(store) == 0
+        assert await count(store, SignIn) == 0
 
 
 # A database that hangs
@@ -150,9 +144,9 @@ async def test_a_read_does_not_wait_for_its_turn_for_ever(postgres_url: str, mon
         for _ in range(READERS):
             await store._free_readers.acquire()
         with pytest.raises(UnavailableError):
-            await count(store)
+            await count(store, SignIn)
         store._free_readers.release()
-        assert await count(store) == 0
+        assert await count(store, SignIn) == 0
 
 
 async def test_no_work_waits_for_more_than_two_tries_to_connect(
@@ -166,14 +160,14 @@ async def test_no_work_waits_for_more_than_two_tries_to_connect(
             results = await asyncio.gather(*works, return_exceptions=True)
             assert {type(result) for result in results} == {UnavailableError}
         await add(store, TENANT)
-        assert await count(store) == 0
+        assert await count(store, SignIn) == 0
 
 
 async def test_callers_are_not_told_where_the_database_is(postgres_url: str, postgres_cluster: PostgresCluster) -> None:
     async with opened(postgres_url) as store:
         postgres_cluster.crash()
         store._drop_writer()
-        for call in (count(store), add(store, TENANT)):
+        for call in (count(store, SignIn), add(store, TENANT)):
             with pytest.raises(UnavailableError) as refused:
                 await call
             told = str(refused.value)
@@ -247,7 +241,7 @@ async def test_a_node_of_an_older_version_writes_nothing_into_a_newer_schema(pos
                 await add(old, open_sign_in(str(n)))
             assert refused.value.reason is Reason.STORE_SCHEMA
         await add(new, open_sign_in("new"))
-        assert await count(old) == 1
+        assert await count(old, SignIn) == 1
         await new.close()
 
 
@@ -264,7 +258,7 @@ async def test_a_text_too_long_for_an_index_is_the_mistake_of_its_work_alone(pos
         ]
         results = await asyncio.gather(*works, return_exceptions=True)
         assert [type(result) for result in results] == [type(None), UsageError, type(None)]
-        assert await count(store) == 2
+        assert await count(store, SignIn) == 2
 
 
 async def test_a_work_that_asks_two_things_at_once_is_refused_alone(postgres_url: str) -> None:
@@ -277,4 +271,4 @@ async def test_a_work_that_asks_two_things_at_once_is_refused_alone(postgres_url
         assert [type(result) for result in results] == [type(None), UsageError, type(None)]
         with pytest.raises(UsageError):
             await store.read(both)
-        assert await count(store) == 2
+        assert await count(store, SignIn) == 2

@@ -21,6 +21,7 @@ from keyvouch_server.stores.sqlite_files import Migration
 from support.postgres_door import Lost, PostgresDoor
 from support.postgres_server import PostgresCluster
 from support.sample_records import TENANT, audit, open_sign_in, variant
+from support.store_files import add, count
 
 SERVER_ID = "ab" * 32
 
@@ -33,18 +34,6 @@ async def opened(*urls: str) -> AsyncIterator[Any]:
     finally:
         for store in stores:
             await store.close()
-
-
-async def add(store: PostgresStore, *records: object) -> None:
-    async def work(tx: Any) -> None:
-        for record in records:
-            await tx.insert(record)
-
-    await store.write(work)
-
-
-async def count(store: PostgresStore, table: Any = SignIn) -> int:
-    return await store.read(lambda tx: tx.count(table, {}))
 
 
 async def ask(url: str, text: str, *values: object) -> Any:
@@ -150,7 +139,7 @@ async def test_many_works_share_one_commit(postgres_url: str) -> None:
         await asyncio.gather(*(add(store, open_sign_in(str(n))) for n in range(MOST_WORKS * 2)))
         groups = await ask(postgres_url, "SELECT sum(last_group) FROM writer") - before
         assert 2 <= groups < MOST_WORKS
-        assert await count(store) == MOST_WORKS * 2
+        assert await count(store, SignIn) == MOST_WORKS * 2
 
 
 async def test_the_first_work_of_a_group_may_fail_and_so_may_all(postgres_url: str) -> None:
@@ -164,7 +153,7 @@ async def test_the_first_work_of_a_group_may_fail_and_so_may_all(postgres_url: s
         assert [type(result) for result in results] == [LookupError, type(None), LookupError]
         results = await asyncio.gather(*(store.write(fail) for _ in range(3)), return_exceptions=True)
         assert {type(result) for result in results} == {LookupError}
-        assert await count(store) == 1
+        assert await count(store, SignIn) == 1
 
 
 async def test_callers_that_go_away_do_not_disturb_the_others(postgres_url: str) -> None:
@@ -180,7 +169,7 @@ async def test_callers_that_go_away_do_not_disturb_the_others(postgres_url: str)
         reader = asyncio.create_task(store.read(lambda tx: tx.find(SignIn, {})))
         await asyncio.sleep(0)
         reader.cancel()
-        assert await count(store) == len(ids)
+        assert await count(store, SignIn) == len(ids)
 
 
 async def test_a_work_keeps_the_context_of_its_caller(postgres_url: str) -> None:
@@ -204,7 +193,7 @@ async def test_a_store_call_inside_a_work_is_a_mistake(postgres_url: str) -> Non
 
         async def inner(tx: Any) -> None:
             await tx.insert(TENANT)
-            await count(store)
+            await count(store, SignIn)
 
         for call in (store.write(inner), store.read(lambda tx: store.write(inner))):
             with pytest.raises(UsageError):
@@ -223,7 +212,7 @@ async def test_a_work_that_swallows_the_end_of_its_transaction_is_undone(postgre
         with pytest.raises(UsageError):
             await store.write(work)
         await add(store, open_sign_in("after"))
-        assert (await count(store, Tenant), await count(store)) == (0, 1)
+        assert (await count(store, Tenant), await count(store, SignIn)) == (0, 1)
 
 
 async def test_a_text_with_nul_is_in_no_record_and_cannot_be_put_there(postgres_url: str) -> None:
@@ -306,12 +295,12 @@ async def test_a_commit_whose_answer_is_lost_is_found_out_G11(postgres_url: str,
         assert door.shut == 1
         if lost is Lost.ANSWER:
             assert results == [None] * 5
-            assert await count(store) == 5
+            assert await count(store, SignIn) == 5
         else:
             for result in results:
                 assert isinstance(result, UnavailableError)
                 assert "Nothing was changed" in result.message
-            assert await count(store) == 0
+            assert await count(store, SignIn) == 0
         await add(store, open_sign_in("after"))
 
 
@@ -350,7 +339,7 @@ async def test_the_database_may_be_restarted_G11(postgres_url: str, postgres_clu
         for _ in range(3):
             await asyncio.to_thread(postgres_cluster.crash)
             with pytest.raises(UnavailableError):
-                await count(store)
+                await count(store, SignIn)
             await asyncio.to_thread(postgres_cluster.start)
             known += [acknowledged.get_nowait() for _ in range(acknowledged.qsize())]
             known += [await acknowledged.get() for _ in range(20)]
